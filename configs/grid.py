@@ -1,0 +1,77 @@
+"""The geometry that everything shares: token grid, canvas, and their sizes in pixels.
+
+Read this first. A *code* is one entry of the VQ codebook and covers `downsample` x `downsample` pixels. A model is
+trained on a *token grid* of side x side codes; a window of that size on a larger *canvas* is a *crop*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from panoserve.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A picture measured in codes: rows x columns."""
+
+    rows: int
+    columns: int
+
+    @property
+    def codes(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The square token grid of a model: `side` codes a side, each `downsample` pixels wide and high."""
+
+    side: int
+    downsample: int
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or self.downsample < 1:
+            raise ValueError(f"grid side and downsample must be positive, got {self.side} and {self.downsample}")
+
+    @property
+    def codes(self) -> int:
+        """Number of codes in one crop (N = g * g)."""
+        return self.side * self.side
+
+    @property
+    def crop_pixels(self) -> int:
+        """Width and height of one crop in pixels."""
+        return self.side * self.downsample
+
+    @property
+    def default_stride(self) -> int:
+        """Three quarters of the side: upstream's default (24 of 32); quality is flat up to there (facts.md 6.1)."""
+        return max(1, self.side * 3 // 4)
+
+    def canvas_of(self, width: int, height: int) -> Canvas:
+        """The canvas of a picture of width x height pixels.
+
+        Raises InvalidRequestError, naming the nearest size that works, unless both are multiples of `downsample`
+        and at least one crop.
+        """
+        for name, pixels in (("width", width), ("height", height)):
+            if isinstance(pixels, bool) or not isinstance(pixels, int):
+                raise InvalidRequestError(f"{name} must be a whole number of pixels, got {pixels!r}", name)
+            if pixels % self.downsample or pixels < self.crop_pixels:
+                nearest = max(self.crop_pixels, round(pixels / self.downsample) * self.downsample)
+                raise InvalidRequestError(
+                    f"{name} is {pixels} pixels, but this model needs a multiple of {self.downsample} that is at "
+                    f"least {self.crop_pixels} (one crop); the nearest is {nearest}",
+                    name,
+                )
+        return Canvas(rows=height // self.downsample, columns=width // self.downsample)
+
+    def check_stride(self, stride: int) -> None:
+        """Raise InvalidRequestError unless 1 <= stride <= side."""
+        if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= self.side:
+            raise InvalidRequestError(
+                f"stride is {stride!r}, but must be a whole number from 1 to {self.side} (the grid side); "
+                f"{self.default_stride} is a good value",
+                "stride",
+            )

@@ -1,0 +1,18 @@
+"""Map the top-level folders onto sub-packages of one import package, `panoserve`.
+
+The folder names (`kernels`, `configs`, `benchmarks`, ...) belong to other distributions on PyPI, so they are never
+importable by themselves: `serve/` is `panoserve.serve`, and so on. Metadata lives in pyproject.toml.
+"""
+
+from setuptools import find_packages, setup
+
+FOLDERS = ("configs", "kernels", "vq", "models", "redirect", "serve", "train", "benchmarks")
+
+package_dir = {"panoserve": "panoserve"} | {f"panoserve.{folder}": folder for folder in FOLDERS}
+packages = list(package_dir) + [f"panoserve.{f}.{sub}" for f in FOLDERS for sub in find_packages(f)]
+
+setup(
+    packages=packages,
+    package_dir=package_dir,
+    package_data={"panoserve": ["py.typed"], "panoserve.configs": ["presets/*.yaml"]},
+)
