@@ -1,0 +1,50 @@
+# Two commands on a fresh machine: `make panorama` draws a picture, `make test` runs the tests.
+# Both first make .venv (requirements/install.py), which does nothing when it is up to date.
+#
+#   DEVICE=cpu|cuda     which vLLM to install; found out by nvidia-smi when not given
+#   TORCH_INDEX=URL     a package index with torch's CPU wheel, where pip does not find one by itself
+#   PYTHON=python3.12   the Python to make .venv with; 3.11 and 3.12 work
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PYTHONSAFEPATH := 1
+
+DEVICE ?= auto
+TORCH_INDEX ?=
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+    if "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then echo "$$p"; break; fi; done)
+BIN := .venv/bin
+PROMPT := a red sunset over the sea with distant mountains
+SEED := 1
+
+.PHONY: help setup panorama test check doctor docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make .venv, or bring it up to date
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@$(PYTHON) requirements/install.py --device $(DEVICE) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+
+panorama: setup  ## draw out/panorama.png with the model in assets/
+	@$(BIN)/python -m panoserve.cli generate "$(PROMPT)" --seed $(SEED) -o out/panorama.png
+
+test: setup  ## run all tests
+	@$(BIN)/python -m pytest
+
+check: setup  ## lint and type-check
+	@$(BIN)/python -m ruff check .
+	@rm -rf build/typecheck && mkdir -p build
+	@$(BIN)/python setup.py --quiet build --build-base build/typecheck-tmp --build-lib build/typecheck
+	@MYPYPATH=build/typecheck $(BIN)/python -m mypy -p panoserve
+	@$(BIN)/python -m mypy requirements/install.py
+
+doctor: setup  ## say what is installed and what is wrong
+	@$(BIN)/python -m panoserve.cli doctor
+
+docs: setup  ## write docs/cli.md from the command line's own help
+	@$(BIN)/python -m panoserve.cli_docs docs/cli.md
+
+clean:  ## remove .venv and everything built
+	rm -rf .venv build out .mypy_cache .ruff_cache .pytest_cache .hypothesis panoserve.egg-info

@@ -1,0 +1,162 @@
+"""Make the virtual environment that the Makefile works in. Standard library only: it runs before anything is installed.
+
+    python3.11 requirements/install.py [--venv .venv] [--device auto|cpu|cuda] [--torch-index URL]
+
+Does nothing when the environment already is what the files say (a stamp in it holds their fingerprint; it is removed
+first and written last, so an interrupted installation is taken up again). Packages are installed from the pinned lists
+with --no-deps: left to itself, pip would add torchvision, torchaudio and torchcodec, which break `import vllm` on a
+machine without a GPU (see requirements/cpu.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+PYTHONS = ((3, 11), (3, 12))
+STAMP = "panoserve-stamp"
+FORBIDDEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
+CPU_TORCH_HINT = """
+pip found no CPU build of torch ({pin}). PyPI carries the CUDA build only; give pip the index of CPU wheels that the
+install selector of pytorch.org prints for "Linux, Pip, Python, CPU":
+
+    make TORCH_INDEX=<that address> panorama
+"""
+
+
+def fail(message: str) -> NoReturn:
+    sys.exit(f"install: error: {message}")
+
+
+def say(message: str) -> None:
+    print(f"install: {message}", file=sys.stderr, flush=True)
+
+
+def choose_device() -> str:
+    """`cuda` where nvidia-smi runs, else `cpu`."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return "cpu"
+    return "cuda" if subprocess.run([command, "-L"], capture_output=True, check=False).returncode == 0 else "cpu"
+
+
+def requirement_lines(path: Path) -> list[str]:
+    """The requirements in a file, without comments and blank lines."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def fingerprint(device: str, root: Path = ROOT) -> str:
+    """SHA-256 of all that decides what the environment holds, the checkout's place included (the install is editable)."""
+    digest = hashlib.sha256(f"{device}\n{sys.version_info[:2]}\n{root}\n".encode())
+    for name in (f"requirements/{device}.txt", "requirements/dev.txt", "requirements/install.py", "pyproject.toml", "setup.py"):
+        digest.update((root / name).read_bytes())
+    return digest.hexdigest()
+
+
+def missing_system_packages(device: str) -> list[str]:
+    """Debian packages that hold what pip cannot bring: venv's ensurepip, and libnuma for vLLM's CPU kernels."""
+    missing = []
+    try:
+        import ensurepip  # noqa: F401  (Debian splits it off)
+    except ImportError:
+        missing.append("python3-venv")
+    if device == "cpu" and sys.platform == "linux":
+        try:
+            ctypes.CDLL("libnuma.so.1")
+        except OSError:
+            missing.append("libnuma1")
+    return missing
+
+
+def install_system_packages(names: list[str]) -> None:
+    """Install Debian packages as root, or say which command would."""
+    command = f"apt-get install -y {' '.join(names)}"
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        fail(f"this machine lacks {' and '.join(names)}; install with: sudo {command}  (or what your system calls it)")
+    say(f"this machine lacks {' and '.join(names)}; running {command}")
+    for arguments in (["update"], ["install", "-y", *names]):
+        if subprocess.run(["apt-get", "-qq", *arguments], stdout=sys.stderr, check=False).returncode:
+            fail(f"could not install {' and '.join(names)}; try by hand: {command}")
+
+
+def ensure_venv(venv: Path) -> Path:
+    """Return the environment's python; make the environment when it is missing or broken (half made, Python gone)."""
+    python = venv / "bin" / "python"
+    probe = [str(python), "-c", "import pip, sys; sys.exit(list(sys.version_info[:2]) != " + repr(list(sys.version_info[:2])) + ")"]
+    if python.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+        return python
+    say(f"making {venv} with Python {sys.version.split()[0]}")
+    if subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=False).returncode:
+        fail(f"could not make a virtual environment in {venv}")
+    return python
+
+
+def pip(python: Path, *arguments: str) -> bool:
+    """Run pip in the environment; True when it succeeded."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    return subprocess.run(command, stdout=sys.stderr, check=False).returncode == 0
+
+
+def install_cpu(python: Path, torch_index: str | None) -> None:
+    """The pinned list; torch first, so that the one package that may need another index fails early and clearly."""
+    lines = requirement_lines(REQUIREMENTS / "cpu.txt")
+    torch = [line for line in lines if line.startswith("torch==")]
+    extra = ["--extra-index-url", torch_index] if torch_index else []
+    if not pip(python, "install", "--no-deps", *extra, *torch):
+        fail("torch could not be installed" + CPU_TORCH_HINT.format(pin=torch[0].partition(" ;")[0]))
+    files = [arg for name in ("cpu.txt", "dev.txt") for arg in ("-r", str(REQUIREMENTS / name))]
+    if not pip(python, "install", "--no-deps", "--only-binary=:all:", *files):
+        fail("pip could not install the pinned packages; its message is above. Run the same command again to go on")
+    pip(python, "uninstall", "--yes", *FORBIDDEN_ON_CPU)
+
+
+def install_cuda(python: Path) -> None:
+    """vLLM for CUDA with its own dependencies, then our tools. Not run on a GPU yet."""
+    if not pip(python, "install", "-r", str(REQUIREMENTS / "cuda.txt")):
+        fail("pip could not install requirements/cuda.txt; its message is above. `make DEVICE=cpu ...` takes the CPU engine")
+    if not pip(python, "install", "--no-deps", "-r", str(REQUIREMENTS / "dev.txt")):
+        fail("pip could not install requirements/dev.txt; its message is above. Run the same command again to go on")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Make or update the virtual environment of this checkout.")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--torch-index", default=None, help="address of a package index that holds torch's CPU wheel")
+    arguments = parser.parse_args(argv)
+    if sys.version_info[:2] not in PYTHONS:
+        fail(f"Python {sys.version.split()[0]} was used, but vLLM 0.32 and torch 2.13 are installed for 3.11 or 3.12 here")
+    device = choose_device() if arguments.device == "auto" else arguments.device
+    wanted = fingerprint(device)
+    stamp = arguments.venv / STAMP
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    stamp.unlink(missing_ok=True)
+    say(f"installing for {device} into {arguments.venv}; takes minutes the first time, nothing the next")
+    if missing := missing_system_packages(device):
+        install_system_packages(missing)
+    python = ensure_venv(arguments.venv)
+    if device == "cpu":
+        install_cpu(python, arguments.torch_index)
+    else:
+        install_cuda(python)
+    if not pip(python, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)):
+        fail("panoserve itself could not be installed; pip's message is above")
+    temporary = stamp.with_suffix(".new")
+    temporary.write_text(wanted, encoding="utf-8")
+    temporary.replace(stamp)
+    say("done")
+
+
+if __name__ == "__main__":
+    main()
