@@ -19,7 +19,8 @@ from panoserve.configs.grid import Grid
 from panoserve.errors import ModelFolderError
 
 MODEL_TYPE = "llamagen"
-ARCHITECTURE = "LlamaGenForImageGeneration"
+CLASS_ARCHITECTURE = "LlamaGenForImageGeneration"  # the two vLLM classes of models/llamagen.py
+CAPTION_ARCHITECTURE = "LlamaGenForTextToImage"
 
 
 def ffn_width(hidden_size: int) -> int:
@@ -92,7 +93,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json."""
-        return {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **asdict(self)}
+        architecture = CLASS_ARCHITECTURE if self.condition == "class" else CAPTION_ARCHITECTURE
+        return {"model_type": MODEL_TYPE, "architectures": [architecture], **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

@@ -1,0 +1,103 @@
+"""Per-request guidance scales for the rows of a vLLM batch.
+
+vLLM calls `update_state` of a logits processor before every forward pass, after it has arranged the batch, so a
+processor knows which request each row of logits belongs to (design.md 3). Ours changes no logits: it keeps the table of
+scales that the model's compute_logits mixes the two streams with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+UNGUIDED = 1.0
+EXTRA_ARG = "panoserve_guidance"
+
+
+def guidance_args(scale: float, interval: int, first_code: int) -> dict[str, Any]:
+    """SamplingParams.extra_args of one vLLM request whose first draw is grid code `first_code`.
+
+    `interval` as in facts.md 1.8: negative guides every code, otherwise codes 0 .. interval + 1 of a crop.
+    """
+    return {EXTRA_ARG: [scale, interval, first_code]}
+
+
+@dataclass(slots=True)
+class RowGuidance:
+    """What the table needs to know of one row; `drawn` is vLLM's live list of the codes drawn by this request."""
+
+    scale: float
+    interval: int
+    first_code: int
+    drawn: list[int]
+
+    @property
+    def current(self) -> float:
+        if self.interval >= 0 and self.first_code + len(self.drawn) > self.interval + 1:
+            return UNGUIDED
+        return self.scale
+
+
+class GuidanceTable:
+    """Scale of every batch row; rows without a request are unguided."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.scales = torch.full((rows, 1), UNGUIDED, dtype=torch.float32, device=device)
+        self.any_guided = False
+
+    def fill(self, rows: dict[int, RowGuidance]) -> None:
+        values = [UNGUIDED] * len(self.scales)
+        for index, row in rows.items():
+            values[index] = row.current
+        self.any_guided = any(value != UNGUIDED for value in values)
+        self.scales.copy_(torch.tensor(values).unsqueeze(1))
+
+    def mix(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+        """uncond + s (cond - uncond) per row of float32 logits [rows, V]; exactly cond where s is 1."""
+        if not self.any_guided:
+            return conditional
+        scales = self.scales[: len(conditional)]
+        mixed = torch.addcmul(unconditional, scales, conditional - unconditional)
+        return torch.where(scales == UNGUIDED, conditional, mixed)
+
+
+_tables: dict[int, GuidanceTable] = {}
+
+
+def guidance_table(vllm_config: VllmConfig, device: torch.device) -> GuidanceTable:
+    """The table shared by the model and the logits processor of one engine in this process.
+
+    vLLM builds both from the same VllmConfig object and offers no other thread between them.
+    """
+    return _tables.setdefault(id(vllm_config), GuidanceTable(vllm_config.scheduler_config.max_num_seqs, device))
+
+
+class GuidanceProcessor(LogitsProcessor):
+    """Keeps the engine's GuidanceTable in step with vLLM's batch; leaves the logits alone."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        _tables.pop(id(vllm_config), None)  # a new engine may reuse the id of a dead one's config
+        self.table = guidance_table(vllm_config, device)
+        self.rows: dict[int, RowGuidance] = {}
+
+    @staticmethod
+    def _new_row(params: SamplingParams, _prompt: list[int] | None, drawn: list[int]) -> RowGuidance | None:
+        values = (params.extra_args or {}).get(EXTRA_ARG)
+        return None if values is None else RowGuidance(*values, drawn=drawn)
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        changed = process_dict_updates(self.rows, batch_update, self._new_row)
+        if changed or any(row.interval >= 0 for row in self.rows.values()):
+            self.table.fill(self.rows)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def is_argmax_invariant(self) -> bool:
+        return True
