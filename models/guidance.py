@@ -8,7 +8,6 @@ scales that the model's compute_logits mixes the two streams with.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from vllm import SamplingParams
@@ -16,16 +15,9 @@ from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from panoserve.configs.wire import GUIDANCE_KEY
+
 UNGUIDED = 1.0
-EXTRA_ARG = "panoserve_guidance"
-
-
-def guidance_args(scale: float, interval: int, first_code: int) -> dict[str, Any]:
-    """SamplingParams.extra_args of one vLLM request whose first draw is grid code `first_code`.
-
-    `interval` as in facts.md 1.8: negative guides every code, otherwise codes 0 .. interval + 1 of a crop.
-    """
-    return {EXTRA_ARG: [scale, interval, first_code]}
 
 
 @dataclass(slots=True)
@@ -88,7 +80,7 @@ class GuidanceProcessor(LogitsProcessor):
 
     @staticmethod
     def _new_row(params: SamplingParams, _prompt: list[int] | None, drawn: list[int]) -> RowGuidance | None:
-        values = (params.extra_args or {}).get(EXTRA_ARG)
+        values = (params.extra_args or {}).get(GUIDANCE_KEY)
         return None if values is None else RowGuidance(*values, drawn=drawn)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

@@ -1,0 +1,44 @@
+"""What a client tells the engine about a request, inside vLLM's `SamplingParams.extra_args`.
+
+Two keys: PANORAMA_KEY on the one request a client submits, GUIDANCE_KEY on the lanes that the scheduler makes of it.
+Plain values only, since they cross process borders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+PANORAMA_KEY = "panoserve_panorama"
+GUIDANCE_KEY = "panoserve_guidance"
+STATS_KEY = "panoserve_stats"  # in RequestOutput.kv_transfer_params of a finished panorama
+
+
+@dataclass(frozen=True, slots=True)
+class PanoramaArgs:
+    """The panorama that one client request asks for; sizes and stride in codes."""
+
+    rows: int
+    columns: int
+    stride: int
+    context: str
+    seed: int
+    guidance: float
+    guidance_interval: int
+
+    def to_extra_args(self) -> dict[str, Any]:
+        return {PANORAMA_KEY: asdict(self)}
+
+    @classmethod
+    def from_extra_args(cls, extra_args: dict[str, Any] | None) -> PanoramaArgs | None:
+        """The panorama of a request, or None if the request is not one."""
+        values = (extra_args or {}).get(PANORAMA_KEY)
+        return None if values is None else cls(**values)
+
+
+def guidance_args(scale: float, interval: int, first_code: int) -> dict[str, Any]:
+    """extra_args of one vLLM request whose first draw is grid code `first_code`.
+
+    `interval` as in facts.md 1.8: negative guides every code, otherwise codes 0 .. interval + 1 of a crop.
+    """
+    return {GUIDANCE_KEY: [scale, interval, first_code]}

@@ -1,0 +1,102 @@
+"""One client request as the scheduler sees it: a plan, its progress, and the vLLM requests of its lanes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.request import Request
+
+from panoserve.configs.grid import Canvas, Grid
+from panoserve.configs.wire import PanoramaArgs, guidance_args
+from panoserve.redirect.connector import SequenceCopy
+from panoserve.redirect.plan import Context, Plan, horizontal_plan, lane_seed
+from panoserve.redirect.progress import LaneProgress, Progress
+
+LANE_MARK = "\x1flane"  # cannot occur in a client's request id
+
+
+def build_plan(args: PanoramaArgs, grid: Grid) -> Plan:
+    """The plan of a client's request."""
+    context: Context = "reuse" if args.context == "reuse" else "recompute"
+    return horizontal_plan(Canvas(args.rows, args.columns), grid, args.stride, context)
+
+
+def lane_id(panorama_id: str, lane: int) -> str:
+    return f"{panorama_id}{LANE_MARK}{lane}"
+
+
+class PanoramaState:
+    """A panorama under way.
+
+    A sequence position of a lane is a condition row (0 .. prefix - 1) or a grid index behind it (prefix + k).
+    """
+
+    def __init__(self, request: Request, args: PanoramaArgs, grid: Grid) -> None:
+        self.request = request
+        self.args = args
+        self.plan = build_plan(args, grid)
+        self.progress = Progress(self.plan)
+        self.prefix_ids: list[int] = list(request.prompt_token_ids or [])
+        self.admitted: set[int] = set()
+        self.steps = 0
+        self.forward_tokens = 0
+        self.copied_slots = 0
+        self.first_output: Any = None  # the first lane's first output, whose events and timings the client gets
+
+    @property
+    def id(self) -> str:
+        return self.request.request_id
+
+    def lane_blocks(self, block_size: int) -> int:
+        """KV blocks of one lane's whole window."""
+        return -(-(len(self.prefix_ids) + self.plan.grid.codes) // block_size)
+
+    def lane_ids(self) -> list[str]:
+        """Ids of the lanes that hold KV."""
+        return [lane_id(self.id, index) for index in sorted(self.admitted)]
+
+    def turn_request(self, lane: LaneProgress) -> Request:
+        """The vLLM request (the first turn) or session update (later ones) that starts a lane's next turn."""
+        turn, first = lane.current, lane.turn == 0
+        given = self.progress.given(lane)
+        if turn.carry:
+            assert turn.feed is not None
+            given.insert(0, self.progress.code(lane.lane, turn.feed.start - 1))
+        drawn_from = turn.draw.start if turn.draw else self.plan.grid.codes
+        params = self.request.sampling_params.clone()
+        params.max_tokens = turn.samples
+        params.seed = None if params.temperature == 0 else lane_seed(self.args.seed, lane.lane)
+        params.extra_args = guidance_args(self.args.guidance, self.args.guidance_interval, drawn_from)
+        return Request(
+            request_id=lane_id(self.id, lane.lane.index),
+            prompt_token_ids=self.prefix_ids + given if first else given,
+            sampling_params=params,
+            pooling_params=None,
+            client_index=self.request.client_index,
+            arrival_time=self.request.arrival_time,
+            mm_features=list(self.request.mm_features) if first else None,
+            priority=self.request.priority,
+            resumable=True,
+        )
+
+    def turn_copies(self, lane: LaneProgress) -> list[SequenceCopy]:
+        """The KV moves of a lane's next turn."""
+        prefix = len(self.prefix_ids)
+        copies = []
+        if lane.turn == 0 and lane.lane.prefix_parent is not None:
+            copies.append(SequenceCopy(lane_id(self.id, lane.lane.prefix_parent), 0, 0, prefix, 0, 0))
+        for copy in lane.current.copies:
+            rows, columns = self.plan.shift(lane.lane, copy)
+            parent = lane_id(self.id, copy.parent)
+            copies.append(SequenceCopy(parent, prefix + copy.source, prefix + copy.start, copy.length, rows, columns))
+        return copies
+
+    def stats(self) -> dict[str, int]:
+        """The engine's own counters, for the client."""
+        return {
+            "steps": self.steps,
+            "drawn": self.progress.drawn,
+            "forward_tokens": self.forward_tokens,
+            "copied_slots": self.copied_slots,
+            "lanes": len(self.plan.lanes),
+        }

@@ -1,0 +1,213 @@
+"""What to draw, as data: a panorama is a set of lanes, and a lane is a list of segments in raster order.
+
+A lane walks one crop, a side x side window of the canvas. Grid index k of a lane is row k // side, column k % side of
+its window. Three kinds of segment cover what a lane has to do:
+
+    Copy   given codes whose keys and values are taken from another lane's cache, keys turned by the shift
+    Feed   given codes that are run through the model
+    Draw   codes that are sampled
+
+A code gets its keys and values only when it is *fed* in the step that draws its successor. So a Draw must be preceded
+by something fed (the condition rows at the very start, otherwise a Feed or a Draw), and a Draw or Feed that is followed
+by a Copy needs one more step, whose sample is thrown away. `turns_of` derives both rules; nothing else needs to know.
+
+Pure Python: no torch, no vLLM (design.md 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from panoserve.configs.grid import Canvas, Grid
+from panoserve.errors import InvalidRequestError
+
+Context = Literal["reuse", "recompute"]
+CONTEXTS: tuple[Context, ...] = ("reuse", "recompute")
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Given codes start .. start + length - 1, whose KV is `parent`'s at grid indices source .. source + length - 1."""
+
+    start: int
+    length: int
+    parent: int
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Given codes start .. start + length - 1, run through the model."""
+
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Codes start .. start + length - 1, sampled."""
+
+    start: int
+    length: int
+
+
+Segment = Copy | Feed | Draw
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One crop: its place on the canvas, its segments, and whose condition rows it copies (None: computes its own)."""
+
+    index: int
+    row: int
+    column: int
+    segments: tuple[Segment, ...]
+    prefix_parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One uninterrupted run of a lane: copy, feed what is given, then draw step by step.
+
+    `carry` says that the first step also feeds the last code of the turn before, which has no KV yet. `settle` asks
+    for one more step at the end, whose sample is discarded, so that the last code of this turn gets its KV.
+    """
+
+    copies: tuple[Copy, ...]
+    feed: Feed | None
+    draw: Draw | None
+    carry: bool
+    settle: bool
+
+    @property
+    def samples(self) -> int:
+        """Steps of this turn, which is also how many samples the engine returns."""
+        return (self.draw.length if self.draw else 0) + self.settle
+
+    @property
+    def given(self) -> Iterator[int]:
+        """Grid indices of the given codes, copied ones first, in the order of the lane's sequence."""
+        for segment in (*self.copies, *([self.feed] if self.feed else ())):
+            yield from range(segment.start, segment.start + segment.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The lanes of one panorama, each listed after the lanes it depends on."""
+
+    canvas: Canvas
+    grid: Grid
+    context: Context
+    lanes: tuple[Lane, ...]
+
+    def cell(self, lane: Lane, index: int) -> tuple[int, int]:
+        """(row, column) on the canvas of a lane's grid index."""
+        row, column = divmod(index, self.grid.side)
+        return lane.row + row, lane.column + column
+
+    def shift(self, lane: Lane, copy: Copy) -> tuple[int, int]:
+        """(rows, columns) that a key moves by on the grid when `lane` makes this copy."""
+        side = self.grid.side
+        return copy.start // side - copy.source // side, copy.start % side - copy.source % side
+
+    @property
+    def min_resident(self) -> int:
+        """Most lanes whose KV must be held at once when lanes are drawn one after another, in order."""
+        last_use = {lane.index: lane.index for lane in self.lanes}
+        for lane in self.lanes:
+            for parent in copy_parents(lane):
+                last_use[parent] = lane.index
+        return max(
+            sum(other.index <= lane.index <= last_use[other.index] for other in self.lanes[: lane.index + 1])
+            for lane in self.lanes
+        )
+
+
+def copy_parents(lane: Lane) -> set[int]:
+    """The lanes whose cache this lane copies from."""
+    parents = {segment.parent for segment in lane.segments if isinstance(segment, Copy)}
+    if lane.prefix_parent is not None:
+        parents.add(lane.prefix_parent)
+    return parents
+
+
+def turns_of(lane: Lane) -> Iterator[Turn]:
+    """Group a lane's segments into turns; see the module's docstring for the two rules."""
+    copies: list[Copy] = []
+    feed: Feed | None = None
+    draw: Draw | None = None
+    carry = False
+    for segment in lane.segments:
+        starts_turn = (isinstance(segment, Copy) and (feed or draw)) or (isinstance(segment, Feed) and draw)
+        if starts_turn:
+            settle = isinstance(segment, Copy)
+            yield Turn(tuple(copies), feed, draw, carry, settle)
+            copies, feed, draw, carry = [], None, None, not settle
+        if isinstance(segment, Copy):
+            copies.append(segment)
+        elif isinstance(segment, Feed):
+            feed = Feed(feed.start, feed.length + segment.length) if feed else segment
+        else:
+            draw = Draw(draw.start, draw.length + segment.length) if draw else segment
+    yield Turn(tuple(copies), feed, draw, carry, settle=False)
+
+
+def crop_columns(width: int, side: int, stride: int) -> list[int]:
+    """First columns of the crops that cover `width` columns; the last crop's stride shrinks to fit."""
+    columns = list(range(0, width - side, stride))
+    return [*columns, width - side]
+
+
+def horizontal_plan(canvas: Canvas, grid: Grid, stride: int, context: Context) -> Plan:
+    """A canvas one crop high, drawn left to right: crop i is given its overlap with crop i - 1, row by row.
+
+    PanoLlama's horizontal redirection (facts.md 6.1), with every code already known given and none drawn twice.
+    Raises InvalidRequestError for a canvas that is not exactly one crop high, or a stride outside 1 .. side.
+    """
+    grid.check_stride(stride)
+    if canvas.rows != grid.side:
+        raise InvalidRequestError(
+            f"height is {canvas.rows * grid.downsample} pixels, but panoramas are one crop high for now: "
+            f"{grid.crop_pixels} pixels",
+            "height",
+        )
+    if canvas.columns < grid.side:
+        raise InvalidRequestError(
+            f"width is {canvas.columns * grid.downsample} pixels, less than one crop ({grid.crop_pixels})", "width"
+        )
+    columns = crop_columns(canvas.columns, grid.side, stride)
+    lanes = [Lane(0, 0, 0, (Draw(0, grid.codes),))]
+    for index in range(1, len(columns)):
+        step = columns[index] - columns[index - 1]
+        overlap = grid.side - step
+        segments: list[Segment] = []
+        for first in range(0, grid.codes, grid.side):
+            segments += given_segments(first, overlap, context, parent=index - 1, source=first + step)
+            segments.append(Draw(first + overlap, step))
+        copies_prefix = context == "reuse" and overlap > 0
+        lanes.append(Lane(index, 0, columns[index], tuple(segments), index - 1 if copies_prefix else None))
+    return Plan(canvas, grid, context, tuple(lanes))
+
+
+def given_segments(start: int, length: int, context: Context, parent: int, source: int) -> Iterator[Segment]:
+    """`length` given codes before a Draw: fed, or copied but for the last, which asks for the first draw."""
+    if length == 0:
+        return
+    if context == "recompute":
+        yield Feed(start, length)
+        return
+    if length > 1:
+        yield Copy(start, length - 1, parent, source)
+    yield Feed(start + length - 1, 1)
+
+
+def lane_seed(seed: int, lane: Lane) -> int:
+    """A lane's own random seed, 63 bits, from the request's and the crop's place.
+
+    Equal seeds in every lane would repeat the same noise in every crop.
+    """
+    digest = hashlib.blake2b(f"{seed}:{lane.row}:{lane.column}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,126 @@
+"""Plans: every code drawn once, everything given is known, turns follow the two rules of the plan language."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panoserve.configs.grid import Canvas, Grid
+from panoserve.errors import InvalidRequestError
+from panoserve.redirect.plan import CONTEXTS, Copy, Draw, Feed, Plan, crop_columns, horizontal_plan, lane_seed, turns_of
+from panoserve.redirect.simulate import draw_plan, predict
+
+
+def plan_of(side: int, width: int, stride: int, context: str) -> Plan:
+    return horizontal_plan(Canvas(side, width), Grid(side, 16), stride, context)  # type: ignore[arg-type]
+
+
+def test_a_small_plan_written_out() -> None:
+    """side 4, stride 3: one given column; stride 1: three given columns, of which two are copied."""
+    assert plan_of(4, 7, 3, "reuse").lanes[1].segments[:2] == (Feed(0, 1), Draw(1, 3))
+    reuse = plan_of(4, 5, 1, "reuse").lanes[1]
+    assert reuse.prefix_parent == 0
+    assert reuse.segments[:6] == (Copy(0, 2, 0, 1), Feed(2, 1), Draw(3, 1), Copy(4, 2, 0, 5), Feed(6, 1), Draw(7, 1))
+    recompute = plan_of(4, 5, 1, "recompute").lanes[1]
+    assert recompute.prefix_parent is None
+    assert recompute.segments[:4] == (Feed(0, 3), Draw(3, 1), Feed(4, 3), Draw(7, 1))
+
+
+def test_turns_of_both_contexts() -> None:
+    """A Draw before a Copy settles its last code; a Draw before a Feed leaves it to be carried into the next turn."""
+    reuse = list(turns_of(plan_of(4, 5, 1, "reuse").lanes[1]))
+    assert [(turn.samples, turn.carry, turn.settle) for turn in reuse] == [(2, False, True)] * 3 + [(1, False, False)]
+    fed = list(turns_of(plan_of(4, 5, 1, "recompute").lanes[1]))
+    assert [(turn.samples, turn.carry, turn.settle) for turn in fed] == [(1, False, False)] + [(1, True, False)] * 3
+
+
+def test_the_last_stride_shrinks_to_fit() -> None:
+    assert crop_columns(16, 16, 12) == [0]
+    assert crop_columns(40, 16, 12) == [0, 12, 24]
+    assert crop_columns(41, 16, 12) == [0, 12, 24, 25]
+
+
+@given(
+    side=st.integers(2, 6),
+    extra=st.integers(0, 20),
+    stride=st.integers(1, 6),
+    context=st.sampled_from(CONTEXTS),
+)
+def test_every_code_is_drawn_once_from_known_codes(side: int, extra: int, stride: int, context: str) -> None:
+    plan = plan_of(side, side + extra, min(stride, side), context)
+    drawn = 0
+
+    class Counting:
+        """Draws 0, 1, 2, ...; checks that it is only ever given codes that were drawn."""
+
+        def __init__(self) -> None:
+            self.length = 0
+
+        def feed(self, codes: list[int]) -> int:
+            nonlocal drawn
+            assert all(code >= 0 for code in codes)
+            self.length += len(codes)
+            drawn += 1
+            return drawn
+
+        def copy_prefix(self, parent: Counting) -> None:
+            assert self.length == 0 < parent.length
+
+        def copy(self, parent: Counting, copy: Copy, shift: tuple[int, int]) -> None:
+            assert copy.start == self.length
+            assert copy.source + copy.length <= parent.length
+            assert shift == (0, copy.start % side - copy.source % side)
+            self.length += copy.length
+
+    canvas = draw_plan(plan, lambda lane: Counting())
+    cells = [code for row in canvas for code in row]
+    assert min(cells) >= 0
+    assert len(set(cells)) == plan.canvas.codes
+    assert predict(plan, prefix_rows=1).drawn == plan.canvas.codes
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(("side", "stride", "crops"), [(16, 12, 5), (16, 4, 4), (32, 24, 5), (8, 8, 3)])
+def test_steps_of_the_wavefront(side: int, stride: int, crops: int, context: str) -> None:
+    """design.md 4: g*g + (n-1)*c steps; independent crops (stride = side) all run at once."""
+    plan = plan_of(side, side + (crops - 1) * stride, stride, context)
+    expected = side * side + (crops - 1) * stride if stride < side else side * side
+    assert predict(plan, prefix_rows=1).steps == expected
+
+
+def test_forward_tokens() -> None:
+    """recompute feeds every code of every crop but the last; reuse feeds c + 1 a row (c in the last row)."""
+    side, stride, crops = 16, 12, 5
+    width = side + (crops - 1) * stride
+    first = 1 + side * side - 1
+    recompute = predict(plan_of(side, width, stride, "recompute"), prefix_rows=1)
+    assert recompute.forward_tokens == crops * first
+    reuse = predict(plan_of(side, width, stride, "reuse"), prefix_rows=1)
+    assert reuse.forward_tokens == first + (crops - 1) * (side * (stride + 1) - 1)
+    assert reuse.copied_slots == (crops - 1) * (1 + side * (side - stride - 1))
+
+
+def test_residency() -> None:
+    assert plan_of(16, 76, 12, "reuse").min_resident == 2
+    assert plan_of(16, 76, 12, "recompute").min_resident == 1
+    assert plan_of(16, 64, 16, "reuse").min_resident == 1
+
+
+def test_lane_seeds_differ_and_repeat() -> None:
+    plan = plan_of(16, 76, 12, "reuse")
+    seeds = [lane_seed(7, lane) for lane in plan.lanes]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds == [lane_seed(7, lane) for lane in plan.lanes]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("stride", [0, 17, -1, 2.5, True])
+def test_a_bad_stride_is_named(stride: object) -> None:
+    with pytest.raises(InvalidRequestError, match=r"stride is .* from 1 to 16"):
+        plan_of(16, 32, stride, "reuse")  # type: ignore[arg-type]
+
+
+def test_other_heights_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="one crop high"):
+        horizontal_plan(Canvas(32, 64), Grid(16, 16), 12, "reuse")
