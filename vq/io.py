@@ -41,9 +41,11 @@ def load_vq(folder: Path | str, dtype: torch.dtype = torch.float32, device: torc
         state = load_file(folder / WEIGHTS_NAME, device=str(device))
         model.load_state_dict(state, strict=True, assign=True)
     except (SafetensorError, RuntimeError) as error:
-        raise ModelFolderError(f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ModelFolderError(f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {reason}") from None
     used = model.quantize.codebook_used
-    model = model.to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model = model.to(dtype).eval().requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.quantize.codebook_used = used
     return model
 

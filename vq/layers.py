@@ -99,14 +99,16 @@ class Level(nn.Module):
         self.downsample = resample if isinstance(resample, Downsample) else None
         self.upsample = resample if isinstance(resample, Upsample) else None
 
-    def blocks(self) -> list[nn.Module]:
-        """Every block in the order of execution."""
+    def within(self) -> list[nn.Module]:
+        """The blocks that keep the resolution, in the order of execution."""
         ordered: list[nn.Module] = []
         for i, res in enumerate(self.res):
             ordered += [res, self.attn[i]] if len(self.attn) else [res]
-        return ordered + [block for block in (self.downsample, self.upsample) if block is not None]
+        return ordered
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks():
+        for block in self.within():
             x = block(x)
+        for resample in (self.downsample, self.upsample):
+            x = x if resample is None else resample(x)
         return x

@@ -1,0 +1,131 @@
+"""Decoding in strips: the same picture as a whole decode, in the memory it promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from live_memory import peak_bytes
+from vq_weights import TINY_VQ, filled_vq
+
+from panoserve.vq import tiled
+from panoserve.vq.config import VQConfig
+from panoserve.vq.fields import Moments, Stored
+from panoserve.vq.model import VQModel
+from panoserve.vq.tiled import decode_tiled, whole_decode_bytes
+
+TOLERANCE = 1e-4  # float32, pictures in about [-1, 1]: 1/80 of a level of an 8-bit picture
+
+
+@pytest.fixture(autouse=True)
+def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips of the smallest width, so that small canvases have many."""
+    monkeypatch.setattr(tiled, "STRIP_BYTES", 1)
+
+
+@pytest.fixture(scope="module")
+def model() -> VQModel:
+    return filled_vq(TINY_VQ)
+
+
+def random_codes(*shape: int) -> torch.Tensor:
+    return torch.randint(0, TINY_VQ.codebook_size, shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 20), (1, 20, 6), (1, 1, 23), (1, 17, 17)], ids=str)
+@pytest.mark.parametrize("memory", [0, 20_000, 60_000, 120_000, 300_000])
+def test_equals_the_whole_decode(model: VQModel, shape: tuple[int, ...], memory: int) -> None:
+    """Wide, tall, one row, square; from nothing kept (everything recomputed) to everything kept."""
+    codes = random_codes(*shape)
+    torch.testing.assert_close(decode_tiled(model, codes, memory=memory), model.decode(codes), rtol=0, atol=TOLERANCE)
+
+
+def test_decoding_tiles_apart_would_not_be_equal(model: VQModel) -> None:
+    """Why this module exists: global statistics and attention make a naive tile differ by far more than rounding."""
+    codes = random_codes(1, 6, 20)
+    naive = torch.cat([model.decode(codes[..., :10]), model.decode(codes[..., 10:])], dim=-1)
+    assert (naive - model.decode(codes)).abs().max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("config", [VQConfig(8, (2,), 1, 8, 32, 4, 4), VQConfig(8, (1, 1), 1, 8, 32, 4, 4)], ids=str)
+def test_few_levels(config: VQConfig) -> None:
+    """One level (nothing after the latent resolution but the last convolution) and two."""
+    model, codes = filled_vq(config), random_codes(1, 4, 40)
+    torch.testing.assert_close(decode_tiled(model, codes, memory=0), model.decode(codes), rtol=0, atol=TOLERANCE)
+
+
+def test_each_picture_of_a_batch_has_its_own_statistics(model: VQModel) -> None:
+    codes = random_codes(2, 4, 12)
+    codes[1] = 7
+    torch.testing.assert_close(decode_tiled(model, codes, memory=0), model.decode(codes), rtol=0, atol=TOLERANCE)
+
+
+def test_a_small_canvas_is_decoded_whole(model: VQModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = random_codes(1, 4, 4)
+    monkeypatch.setattr(tiled, "_decode_in_strips", lambda *_: pytest.fail("cut into strips"))
+    enough = whole_decode_bytes(model, 4, 4)
+    assert torch.equal(decode_tiled(model, codes, memory=enough), model.decode(codes))
+    with pytest.raises(pytest.fail.Exception):
+        decode_tiled(model, codes, memory=enough - 1)
+
+
+@pytest.mark.parametrize("memory", [0, 60_000, 1 << 30])
+def test_progress_rises_to_one(model: VQModel, memory: int) -> None:
+    fractions: list[float] = []
+    decode_tiled(model, random_codes(2, 4, 24), memory=memory, progress=fractions.append)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert all(0.0 <= fraction <= 1.0 for fraction in fractions)
+
+
+def planned_work(model: VQModel, memory: int) -> float:
+    """Multiply-adds after the latent resolution for a canvas of 6 x 40 codes."""
+    plan = tiled._Plan()
+    latent = torch.empty(1, model.config.widths[-1], 6, 40, device="meta")
+    tiled._run_levels(model.decoder, Stored(latent, 3), latent, memory, plan)
+    return plan.work
+
+
+def test_more_memory_means_less_work(model: VQModel) -> None:
+    nothing_kept, some, everything = (planned_work(model, memory) for memory in (0, 200_000, 10_000_000))
+    assert nothing_kept > some > everything
+    assert nothing_kept > 3 * everything
+
+
+def test_bfloat16(model: VQModel) -> None:
+    """Statistics are gathered in float32 and float64 whatever the dtype; the rest rounds as a whole decode does."""
+    codes = random_codes(1, 6, 20)
+    exact = model.decode(codes)
+    half = filled_vq(TINY_VQ).to(torch.bfloat16)
+    whole_error = (half.decode(codes).float() - exact).square().mean().sqrt()
+    strips = decode_tiled(half, codes, memory=0)
+    assert strips.dtype == torch.float32
+    assert (strips - exact).square().mean().sqrt() < 1.5 * whole_error
+
+
+def test_moments_survive_a_mean_far_from_zero() -> None:
+    """Sums of squares in float32 would lose the variance here; so would forgetting that strips differ in mean."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 6, 40, dtype=torch.float64) + 3000 + torch.arange(40.0, dtype=torch.float64)
+    norm = torch.nn.GroupNorm(2, 8, eps=1e-6, dtype=torch.float64)
+    moments = Moments()
+    for strip in x.float().split([16, 16, 8], dim=3):
+        moments.add(strip)
+    affine = moments.affine(norm)
+    scale = affine.scale.double().flatten()[0]
+    expected = torch.rsqrt(x[:, :4].var(correction=0) + 1e-6)
+    torch.testing.assert_close(scale, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("memory", [0, 200_000])
+def test_memory_stays_within_the_promise(memory: int) -> None:
+    """The bound of the module's docstring, on a canvas whose finest level alone is far above it."""
+    config = VQConfig(8, (1, 1, 1, 2), 1, 8, 32, 4, 4)
+    model = filled_vq(config)
+    rows, columns, itemsize = 4, 128, 4
+    codes = random_codes(1, rows, columns)
+    pixels = rows * columns * config.downsample**2
+    latent = 10 * config.widths[-1] * itemsize * rows * columns
+    strips = 8 * tiled.MIN_STRIP * max(config.widths[:2]) * itemsize * rows * config.downsample
+    bound = 12 * pixels + latent + memory + strips
+    assert peak_bytes(lambda: model.decode(codes)) > 1.5 * bound
+    assert peak_bytes(lambda: decode_tiled(model, codes, memory=memory)) <= bound

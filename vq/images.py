@@ -1,0 +1,40 @@
+"""Between pictures in files and pictures in tensors (facts.md 2.4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A picture [3, H, W] in about [-1, 1] -> 8-bit RGB: 127.5 x + 128, clamped to 0..255, fraction dropped.
+
+    The same as rounding 127.5 x + 127.5 half up. NaN raises ValueError.
+    """
+    levels = image.detach().float().cpu().mul(127.5).add_(128.0)
+    if levels.isnan().any():
+        raise ValueError("the picture holds NaN; were the tokenizer's weights or the codes damaged?")
+    pixels = levels.clamp_(0.0, 255.0).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """Any picture -> float32 [3, H, W] in [-1, 1]: (x / 255 - 0.5) / 0.5. Transparency is dropped."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1).float().div_(255.0).sub_(0.5).div_(0.5)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of a picture, size x size pixels, as the published models were trained on.
+
+    Halved by box averaging while the shorter side is at least twice `size`, then resized bicubically so that the
+    shorter side is `size`, then cut.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
