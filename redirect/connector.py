@@ -20,6 +20,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
+from panoserve.errors import EnvironmentProblem
 from panoserve.kernels.kv_layout import kv_layout
 from panoserve.kernels.kv_shift import KVMove, move_kv
 from panoserve.kernels.rope import RopeSpec
@@ -103,6 +104,8 @@ class ShiftConnector(KVConnectorBase_V1):
     # ---- worker side ----
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        if self._layers:
+            raise EnvironmentProblem("two vLLM engines share one process; their KV caches would be mixed up")
         self._layers = list(kv_caches.values())
         shape = self._config.shape
         self._rope = RopeSpec(head_dim=shape.head_dim, theta=shape.rope_theta)

@@ -6,19 +6,13 @@ from typing import Any
 
 from vllm.v1.request import Request
 
-from panoserve.configs.grid import Canvas, Grid
+from panoserve.configs.grid import Grid
 from panoserve.configs.wire import PanoramaArgs, guidance_args
 from panoserve.redirect.connector import SequenceCopy
-from panoserve.redirect.plan import Context, Plan, horizontal_plan, lane_seed
+from panoserve.redirect.plan import lane_seed, plan_of
 from panoserve.redirect.progress import LaneProgress, Progress
 
 LANE_MARK = "\x1flane"  # cannot occur in a client's request id
-
-
-def build_plan(args: PanoramaArgs, grid: Grid) -> Plan:
-    """The plan of a client's request."""
-    context: Context = "reuse" if args.context == "reuse" else "recompute"
-    return horizontal_plan(Canvas(args.rows, args.columns), grid, args.stride, context)
 
 
 def lane_id(panorama_id: str, lane: int) -> str:
@@ -34,7 +28,7 @@ class PanoramaState:
     def __init__(self, request: Request, args: PanoramaArgs, grid: Grid) -> None:
         self.request = request
         self.args = args
-        self.plan = build_plan(args, grid)
+        self.plan = plan_of(args, grid)
         self.progress = Progress(self.plan)
         self.prefix_ids: list[int] = list(request.prompt_token_ids or [])
         self.admitted: set[int] = set()

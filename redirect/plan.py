@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from panoserve.configs.grid import Canvas, Grid
+from panoserve.configs.wire import PanoramaArgs
 from panoserve.errors import InvalidRequestError
 
 Context = Literal["reuse", "recompute"]
@@ -190,6 +191,12 @@ def horizontal_plan(canvas: Canvas, grid: Grid, stride: int, context: Context) -
         copies_prefix = context == "reuse" and overlap > 0
         lanes.append(Lane(index, 0, columns[index], tuple(segments), index - 1 if copies_prefix else None))
     return Plan(canvas, grid, context, tuple(lanes))
+
+
+def plan_of(args: PanoramaArgs, grid: Grid) -> Plan:
+    """The plan of a client's request."""
+    context: Context = "reuse" if args.context == "reuse" else "recompute"
+    return horizontal_plan(Canvas(args.rows, args.columns), grid, args.stride, context)
 
 
 def given_segments(start: int, length: int, context: Context, parent: int, source: int) -> Iterator[Segment]:

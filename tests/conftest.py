@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: faster starts, inspectable schedulers
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -18,3 +23,24 @@ def golden() -> dict[str, Any]:
     if not path.is_file():
         pytest.skip("shared/golden/golden.pt is not beside this checkout")
     return torch.load(path, weights_only=True)
+
+
+def start_engine(case: dict[str, Any], folder: Path, **options: Any) -> Any:
+    """An in-process float32 engine with a golden case's weights."""
+    from golden_models import golden_model, write_folder
+
+    from panoserve import Engine
+
+    return Engine(write_folder(golden_model(case), folder), dtype="float32", **options)
+
+
+@pytest.fixture(scope="session")
+def class_engine(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with start_engine(golden["c2i"], tmp_path_factory.mktemp("c2i"), max_lanes=16) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def caption_engine(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with start_engine(golden["t2i"], tmp_path_factory.mktemp("t2i"), max_lanes=16) as engine:
+        yield engine

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import save_file
 
 from panoserve.configs.model import ModelConfig, ffn_width
 from panoserve.models.reference import ReferenceModel
@@ -32,3 +37,23 @@ def golden_model(case: dict[str, Any]) -> ReferenceModel:
     model = ReferenceModel(golden_config(case)).eval()
     model.load_state_dict(case["sd"])
     return model
+
+
+def random_model(config: ModelConfig, seed: int = 0, std: float = 0.25) -> ReferenceModel:
+    """A reference model with weights large enough that greedy choices are far apart."""
+    model = ReferenceModel(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                continue
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return model
+
+
+def write_folder(model: ReferenceModel, folder: Path) -> Path:
+    """A model folder (transformer only) that the engine can serve."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    return folder

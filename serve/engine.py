@@ -1,0 +1,265 @@
+"""The engines: `Engine` draws a list of requests, `AsyncEngine` streams rows as they complete.
+
+Both start vLLM with the redirection scheduler (settings.py), prepare requests alike (prepare.py) and collect rows alike
+(drawing.py); they differ in which of vLLM's engines they drive.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+
+from panoserve.configs.model import ModelConfig
+from panoserve.errors import CacheTooSmallError, ModelFolderError, PanoramaFailedError
+from panoserve.redirect.plan import plan_of
+from panoserve.serve.drawing import Drawing, Row
+from panoserve.serve.folder import ModelFolder
+from panoserve.serve.prepare import Preparer, Submission
+from panoserve.serve.request import Panorama, PanoramaRequest
+from panoserve.serve.settings import engine_args, set_environment, starting
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from vllm.config import VllmConfig
+
+    from panoserve.vq.model import VQModel
+
+Advance = Callable[[int], Any]  # told how many codes more are drawn
+
+
+class _EngineBase:
+    """What both engines share: the model folder, preparation, the KV check and the decoder."""
+
+    def __init__(
+        self,
+        model_dir: Path | str,
+        *,
+        dtype: str = "bfloat16",
+        context: str = "reuse",
+        kv_cache_gib: float | None = None,
+        max_lanes: int | None = None,
+        async_scheduling: bool = False,
+        guidance: bool = True,
+        load_format: str = "auto",
+    ) -> None:
+        """Start vLLM on a model folder.
+
+        dtype: float32, bfloat16 or float16. context: how a crop gets its given codes, `reuse` (copy KV) or `recompute`
+        (feed them; the exact method). kv_cache_gib: size of the KV cache; by default what `max_lanes` lanes take, but
+        at most 40 % of free memory. max_lanes: most crops drawn at once (64). async_scheduling: for GPUs. guidance:
+        False serves the conditional stream alone, at half the cost. load_format: "dummy" for random weights.
+
+        Raises ModelFolderError, EnvironmentProblem or CacheTooSmallError before vLLM is started wherever possible.
+        """
+        self.folder = ModelFolder(model_dir)
+        self._arguments = engine_args(
+            self.folder,
+            dtype=dtype,
+            context=context,
+            kv_cache_gib=kv_cache_gib,
+            max_lanes=max_lanes,
+            async_scheduling=async_scheduling,
+            guidance=guidance,
+            load_format=load_format,
+        )
+        self._preparer = Preparer(self.folder, context)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.folder.config
+
+    @property
+    def vllm_config(self) -> VllmConfig:
+        raise NotImplementedError
+
+    @cached_property
+    def vq(self) -> VQModel:
+        """The VQ tokenizer, float32, loaded when first used."""
+        if not self.folder.has_vq:
+            raise ModelFolderError(
+                f"{self.folder.path} holds no vq/, so codes cannot be decoded; pass decode=False, or convert a VQ "
+                "checkpoint with `panoserve convert ... --vq`"
+            )
+        from panoserve.vq.io import load_vq
+
+        return load_vq(self.folder.path / "vq", device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def decode(self, codes: torch.Tensor) -> Image:
+        """The picture of a canvas of codes [H, W]."""
+        from panoserve.vq.images import to_pil
+        from panoserve.vq.tiled import decode_tiled
+
+        return to_pil(decode_tiled(self.vq, codes[None])[0])
+
+    def _prepare(self, requests: Sequence[PanoramaRequest], decode: bool) -> list[Submission]:
+        """Check everything about `requests` before any is submitted."""
+        submissions = self._preparer.prepare(requests)
+        for submission in submissions:
+            self._check_cache(submission)
+        if decode and submissions:
+            _ = self.vq
+        return submissions
+
+    def _check_cache(self, submission: Submission) -> None:
+        """Raise CacheTooSmallError if the panorama could never be drawn in this engine's cache."""
+        cache, lanes = self.vllm_config.cache_config, self.vllm_config.scheduler_config.max_num_seqs
+        captions = submission.prompt.get("multi_modal_data", {}).get("caption")
+        slots = (1 if captions is None else len(captions)) + self.config.grid.codes
+        lane_blocks = -(-slots // cache.block_size)
+        blocks = (cache.num_gpu_blocks or 0) - 1  # vLLM keeps one for itself
+        args = submission.request.engine_args(self.config)
+        needed = plan_of(args, self.config.grid).min_resident
+        holds = min(lanes, blocks // lane_blocks)
+        if needed > holds:
+            raise CacheTooSmallError(
+                f"context {args.context!r} needs {needed} lanes at once ({needed * lane_blocks} KV blocks of "
+                f"{cache.block_size} slots), but this engine holds {holds} ({blocks} blocks, max_lanes {lanes}); raise "
+                "kv_cache_gib or max_lanes, or use context='recompute'"
+            )
+
+    def _drawing(self, submission: Submission) -> Drawing:
+        return Drawing(submission, submission.request.canvas(self.config))
+
+    def _panorama(self, drawing: Drawing, decode: bool) -> Panorama:
+        assert drawing.stats is not None
+        codes = drawing.codes
+        image = self.decode(codes) if decode else None
+        return Panorama(drawing.submission.request, codes, image, drawing.stats, drawing.submission.truncated)
+
+
+class Engine(_EngineBase):
+    """Draws lists of panoramas. Use it as a context manager, or call `close`.
+
+    vLLM runs in this process, which starts soonest; a second engine beside it gets a process of its own, because a
+    vLLM worker's KV connector belongs to its whole process.
+    """
+
+    _in_process: ClassVar[Engine | None] = None
+
+    def __init__(self, model_dir: Path | str, **options: Any) -> None:
+        super().__init__(model_dir, **options)
+        set_environment()
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        own_process = Engine._in_process is not None
+        with starting():
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(**self._arguments), enable_multiprocessing=own_process
+            )
+        if not own_process:
+            Engine._in_process = self
+        self.steps = 0  # engine steps since the start
+
+    __init__.__doc__ = _EngineBase.__init__.__doc__
+
+    @property
+    def vllm_config(self) -> VllmConfig:
+        return self._engine.vllm_config
+
+    def generate(
+        self, requests: Sequence[PanoramaRequest], decode: bool = True, progress: bool = True
+    ) -> list[Panorama]:
+        """Draw all `requests` in one batch; results in their order.
+
+        Raises InvalidRequestError before anything is drawn if any request is wrong, PanoramaFailedError if the engine
+        fails. With `decode`, pictures are made once all codes are drawn. `progress` shows a bar on stderr.
+        """
+        from tqdm import tqdm
+
+        submissions = self._prepare(requests, decode)
+        codes = sum(submission.params.max_tokens or 0 for submission in submissions)
+        with tqdm(total=codes, unit="code", desc="drawing", disable=not progress) as bar:
+            drawings = self._draw(submissions, bar.update)
+        with tqdm(drawings, unit="picture", desc="decoding", disable=not (progress and decode)) as bar:
+            return [self._panorama(drawing, decode) for drawing in bar]
+
+    def _draw(self, submissions: Sequence[Submission], advance: Advance) -> list[Drawing]:
+        drawings: dict[str, Drawing] = {}
+        try:
+            for submission in submissions:
+                request_id = uuid.uuid4().hex
+                drawings[request_id] = self._drawing(submission)
+                self._engine.add_request(request_id, submission.prompt, submission.params)
+            while any(drawing.stats is None for drawing in drawings.values()):
+                outputs = self._engine.step()
+                self.steps += 1
+                for output in outputs:
+                    rows = drawings[output.request_id].take(output)
+                    advance(sum(len(row.codes) for row in rows))
+        finally:
+            unfinished = [request_id for request_id, drawing in drawings.items() if drawing.stats is None]
+            if unfinished:
+                self._engine.abort_request(unfinished)
+        return list(drawings.values())
+
+    def close(self) -> None:
+        """Stop vLLM and free its memory."""
+        self._engine.engine_core.shutdown()
+        if Engine._in_process is self:
+            Engine._in_process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class AsyncEngine(_EngineBase):
+    """Streams rows of many panoramas at once; vLLM runs in a process of its own."""
+
+    def __init__(self, model_dir: Path | str, **options: Any) -> None:
+        super().__init__(model_dir, **options)
+        set_environment()
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        with starting():
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
+
+    __init__.__doc__ = _EngineBase.__init__.__doc__
+
+    @property
+    def vllm_config(self) -> VllmConfig:
+        return self._engine.vllm_config
+
+    async def stream(self, request: PanoramaRequest) -> AsyncIterator[Row]:
+        """Yield the rows of one panorama, top to bottom, as they complete; leaving the loop aborts the drawing."""
+        [submission] = self._prepare([request], decode=False)
+        async for row in self._rows(self._drawing(submission)):
+            yield row
+
+    async def generate(self, request: PanoramaRequest, decode: bool = True) -> Panorama:
+        """Draw one panorama; call it many times at once to batch them."""
+        [submission] = self._prepare([request], decode)
+        drawing = self._drawing(submission)
+        async for _ in self._rows(drawing):
+            pass
+        return self._panorama(drawing, decode)
+
+    async def _rows(self, drawing: Drawing) -> AsyncIterator[Row]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        submission = drawing.submission
+        try:
+            async for output in self._engine.generate(submission.prompt, submission.params, uuid.uuid4().hex):
+                for row in drawing.take(output):
+                    yield row
+        except EngineDeadError as error:
+            raise PanoramaFailedError(f"the engine process died: {error}; its log says why") from error
+
+    def close(self) -> None:
+        """Stop the engine process."""
+        self._engine.shutdown()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.close()

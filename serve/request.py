@@ -1,0 +1,183 @@
+"""What a user asks for, and what a user gets."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from panoserve.configs.grid import Canvas
+from panoserve.configs.model import ModelConfig
+from panoserve.configs.wire import PanoramaArgs
+from panoserve.errors import InvalidRequestError
+from panoserve.redirect.plan import CONTEXTS
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+DEFAULT_CROPS_WIDE = 6
+MAX_GUIDANCE = 100.0
+MAX_TEMPERATURE = 10.0
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PanoramaRequest:
+    """One panorama to draw. Exactly one of prompt, label and features says what; the rest has defaults.
+
+    A field left None is filled in by the engine from the model (`resolve`): width and height in pixels (one crop high,
+    six wide), stride in codes (three quarters of the grid), the model's own sampling defaults, and a fresh seed.
+    """
+
+    prompt: str | None = None
+    label: int | None = None
+    features: torch.Tensor | None = None  # [n, caption_dim], n <= caption_length: a text encoder's output
+    width: int | None = None
+    height: int | None = None
+    stride: int | None = None
+    guidance: float | None = None  # classifier-free guidance scale; 1 or less is unguided
+    guidance_interval: int = -1  # guide only codes 0 .. interval + 1 of each crop; negative: all (facts.md 1.8)
+    temperature: float | None = None  # 0 is greedy
+    top_k: int | None = None  # 0 keeps every code
+    top_p: float | None = None
+    seed: int | None = None
+    context: str | None = None  # "reuse" or "recompute"; the engine's own by default
+
+    def resolve(self, config: ModelConfig, context: str = "reuse") -> PanoramaRequest:
+        """The same request with every None filled in, checked against the model. Raises InvalidRequestError."""
+        crop = config.grid.crop_pixels
+        filled = replace(
+            self,
+            width=DEFAULT_CROPS_WIDE * crop if self.width is None else self.width,
+            height=crop if self.height is None else self.height,
+            stride=config.grid.default_stride if self.stride is None else self.stride,
+            guidance=config.sampling.guidance if self.guidance is None else self.guidance,
+            temperature=config.sampling.temperature if self.temperature is None else self.temperature,
+            top_k=config.sampling.top_k if self.top_k is None else self.top_k,
+            top_p=config.sampling.top_p if self.top_p is None else self.top_p,
+            seed=secrets.randbits(31) if self.seed is None else self.seed,
+            context=context if self.context is None else self.context,
+        )
+        if self.guidance is None and not config.unconditional:
+            filled = replace(filled, guidance=1.0)
+        filled._check(config)
+        return filled
+
+    def _check(self, config: ModelConfig) -> None:
+        check_subject(self, config)
+        assert self.width is not None and self.height is not None and self.stride is not None
+        canvas = config.grid.canvas_of(self.width, self.height)
+        if canvas.rows != config.grid.side:
+            raise InvalidRequestError(
+                f"height is {self.height} pixels, but panoramas of this version are exactly one crop high: "
+                f"{config.grid.crop_pixels} pixels",
+                "height",
+            )
+        config.grid.check_stride(self.stride)
+        check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
+        if self.guidance is not None and self.guidance > 1 and not config.unconditional:
+            raise InvalidRequestError(
+                f"guidance is {self.guidance}, but this model has no unconditional branch; leave it out or use 1",
+                "guidance",
+            )
+        check_whole("guidance_interval", self.guidance_interval, -1, config.grid.codes)
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        check_whole("top_k", self.top_k, 0, config.vocab_size)
+        check_number("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise InvalidRequestError("top_p is 0, but must be above 0 and at most 1 (1 keeps every code)", "top_p")
+        check_whole("seed", self.seed, 0, MAX_SEED)
+        if self.context not in CONTEXTS:
+            raise InvalidRequestError(f"context is {self.context!r}, but must be {' or '.join(CONTEXTS)}", "context")
+
+    def canvas(self, config: ModelConfig) -> Canvas:
+        """The canvas of a resolved request."""
+        assert self.width is not None and self.height is not None
+        return config.grid.canvas_of(self.width, self.height)
+
+    def engine_args(self, config: ModelConfig) -> PanoramaArgs:
+        """What the scheduler is told about a resolved request."""
+        assert self.stride is not None and self.seed is not None
+        assert self.guidance is not None and self.context is not None
+        canvas = self.canvas(config)
+        return PanoramaArgs(
+            rows=canvas.rows,
+            columns=canvas.columns,
+            stride=self.stride,
+            context=self.context,
+            seed=self.seed,
+            guidance=max(float(self.guidance), 1.0),
+            guidance_interval=self.guidance_interval,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PanoramaStats:
+    """The engine's counters for one panorama. `seconds` runs from submission to the last code."""
+
+    steps: int  # engine steps in which any of its lanes ran
+    drawn: int  # codes
+    forward_tokens: int  # model inputs, condition rows included; each is two rows with guidance
+    copied_slots: int  # KV slots taken from another lane (context reuse)
+    lanes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panorama:
+    """One drawn panorama. `request` is resolved: it draws the same picture again."""
+
+    request: PanoramaRequest
+    codes: torch.Tensor  # [H, W] int64
+    image: Image | None
+    stats: PanoramaStats
+    truncated: bool  # the prompt was longer than the text encoder takes
+
+
+def check_subject(request: PanoramaRequest, config: ModelConfig) -> None:
+    """Exactly one of prompt, label and features, and of the model's kind."""
+    given = [name for name in ("prompt", "label", "features") if getattr(request, name) is not None]
+    wanted = "label" if config.condition == "class" else "prompt or features"
+    if len(given) != 1:
+        got = " and ".join(given) if given else "none of prompt, label and features"
+        raise InvalidRequestError(f"got {got}; give exactly one (this model takes {wanted})", (given or ["prompt"])[-1])
+    name = given[0]
+    if (name == "label") != (config.condition == "class"):
+        raise InvalidRequestError(f"got {name}, but this model is {config.condition}-conditional; give {wanted}", name)
+    if name == "label":
+        check_whole("label", request.label, 0, config.num_classes - 1)
+    elif name == "prompt":
+        if not isinstance(request.prompt, str) or not request.prompt.strip():
+            raise InvalidRequestError(f"prompt is {request.prompt!r}; expected some text", "prompt")
+    else:
+        check_features(request.features, config)
+
+
+def check_features(features: Any, config: ModelConfig) -> None:
+    """Caption features must be finite and [n, caption_dim], 1 <= n <= caption_length; others would stop the engine."""
+    import torch
+
+    shape = tuple(getattr(features, "shape", ()))
+    good_rows = len(shape) == 2 and 1 <= shape[0] <= config.caption_length and shape[1] == config.caption_dim
+    if not isinstance(features, torch.Tensor) or not good_rows or not features.is_floating_point():
+        got = f"{features.dtype} {shape}" if isinstance(features, torch.Tensor) else type(features).__name__
+        raise InvalidRequestError(
+            f"features are {got}; expected a floating point tensor [n, {config.caption_dim}] with n from 1 to "
+            f"{config.caption_length}",
+            "features",
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise InvalidRequestError("features hold NaN or infinite values; expected finite numbers", "features")
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not low <= value <= high:
+        raise InvalidRequestError(f"{name} is {value!r}, but must be a number from {low:g} to {high:g}", name)
+
+
+def check_whole(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidRequestError(f"{name} is {value!r}, but must be a whole number from {low} to {high}", name)

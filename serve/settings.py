@@ -1,0 +1,130 @@
+"""How vLLM is started for a LlamaGen model: one place for every flag and environment variable we depend on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from panoserve.configs.model import ModelConfig
+from panoserve.errors import CacheTooSmallError, EnvironmentProblem, PanoserveError
+from panoserve.redirect.plan import CONTEXTS
+from panoserve.serve.folder import ModelFolder
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DEFAULT_LANES = 64
+BLOCK_SIZE = 32  # slots; the smallest that vLLM's CPU attention takes, hence the least waste per lane
+MEMORY_SHARE = 0.4  # of the free memory, the most that the KV cache takes unless it is told otherwise
+GIB = 2**30
+
+
+def set_environment() -> None:
+    """Environment variables that must be set before vLLM is imported; explicit ones of the user's win."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # V2 has another logits processor interface (design.md 3)
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # Engine decides; AsyncLLM always has a process
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Turn vLLM's refusals at start-up into one clear error."""
+    try:
+        yield
+    except PanoserveError:
+        raise
+    except (ValueError, RuntimeError, OSError) as error:
+        raise EnvironmentProblem(
+            f"vLLM did not start: {error}; `panoserve doctor` checks the installation, -v shows vLLM's log"
+        ) from error
+
+
+def lane_bytes(config: ModelConfig, dtype: str, streams: int) -> int:
+    """KV bytes of one lane's whole window, in whole blocks."""
+    from panoserve.models.hf_config import padded_head_dim
+
+    slots = -(-(config.max_prefix + config.grid.codes) // BLOCK_SIZE) * BLOCK_SIZE
+    heads = streams * config.num_attention_heads
+    return slots * config.num_hidden_layers * 2 * heads * padded_head_dim(config.head_dim) * DTYPES[dtype]
+
+
+def free_memory() -> int:
+    """Bytes that can be had now: of the GPU if there is one, else of the machine."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def cache_bytes(config: ModelConfig, dtype: str, streams: int, lanes: int, kv_cache_gib: float | None) -> int:
+    """Size of the KV cache. Raises CacheTooSmallError or EnvironmentProblem with the numbers."""
+    lane = lane_bytes(config, dtype, streams)
+    free = free_memory()
+    overhead = lane // 8  # vLLM keeps a block for itself
+    if kv_cache_gib is None:
+        wanted = min(lanes * lane + overhead, int(free * MEMORY_SHARE))
+    else:
+        wanted = int(kv_cache_gib * GIB)
+        if wanted > free:
+            raise EnvironmentProblem(
+                f"kv_cache_gib is {kv_cache_gib:g}, but only {free / GIB:.1f} GiB of memory are free; ask for less"
+            )
+    if wanted < lane + overhead:
+        raise CacheTooSmallError(
+            f"a KV cache of {wanted / GIB:.3f} GiB cannot hold one lane of this model, which takes "
+            f"{(lane + overhead) / GIB:.3f} GiB; set kv_cache_gib to at least that, or twice that for context 'reuse'"
+        )
+    return wanted
+
+
+def engine_args(
+    folder: ModelFolder,
+    *,
+    dtype: str,
+    context: str,
+    kv_cache_gib: float | None,
+    max_lanes: int | None,
+    async_scheduling: bool,
+    guidance: bool,
+    load_format: str,
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs and AsyncEngineArgs."""
+    if dtype not in DTYPES:
+        raise EnvironmentProblem(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if context not in CONTEXTS:
+        raise EnvironmentProblem(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
+    if load_format != "dummy":
+        folder.check_weights()
+    config = folder.config
+    streams = 2 if guidance and config.unconditional else 1
+    lanes = DEFAULT_LANES if max_lanes is None else max_lanes
+    max_model_len = config.max_prefix + config.grid.codes + 1
+    scheduler = "AsyncRedirectScheduler" if async_scheduling else "RedirectScheduler"
+    return {
+        "model": str(folder.path),
+        "dtype": dtype,
+        "load_format": load_format,
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "max_model_len": max_model_len,
+        "max_num_seqs": lanes,
+        # Room for every lane to begin in the same step with its longest first chunk.
+        "max_num_batched_tokens": max(max_model_len, lanes * (config.max_prefix + config.grid.side)),
+        "kv_cache_memory_bytes": cache_bytes(config, dtype, streams, lanes, kv_cache_gib),
+        "block_size": BLOCK_SIZE,
+        "enable_prefix_caching": False,
+        "async_scheduling": async_scheduling,
+        "scheduler_cls": f"panoserve.redirect.scheduler.{scheduler}",
+        "logits_processors": ["panoserve.models.guidance:GuidanceProcessor"],
+        "kv_transfer_config": {
+            "kv_connector": "ShiftConnector",
+            "kv_connector_module_path": "panoserve.redirect.connector",
+            "kv_role": "kv_both",
+        },
+        "hf_overrides": {"streams": streams},
+        "disable_log_stats": True,
+        "seed": 0,
+    }

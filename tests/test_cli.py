@@ -1,0 +1,428 @@
+"""The command line around the engine: what it asks for, what it writes, and how it says no.
+
+The engine is a fake (tests/fake_drawing.py); requests, model folders and files are real.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_drawing import CAPTION, CLASS, FakeEngine, write_folder
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import panoserve
+from panoserve.cli import main
+from panoserve.cli_record import read_record
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeEngine]]:
+    monkeypatch.setitem(vars(panoserve), "Engine", FakeEngine)  # the real one would import vLLM
+    monkeypatch.setattr(FakeEngine, "started", [])
+    monkeypatch.setattr(FakeEngine, "raises", None)
+    monkeypatch.setattr(FakeEngine, "truncates", False)
+    yield FakeEngine
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "captions", CAPTION)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "classes", CLASS)
+
+
+def test_generate_writes_one_picture_with_its_record(run: Run, captions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.png"
+    code, stdout, stderr = run("generate", "a red sunset", "--model", captions, "--seed", 5, "-o", out)
+    assert code == 0, stderr
+    assert stdout == f"{out}: 192 x 32 pixels, seed 5, 96 codes in 7 steps, 0.5 s\n"
+    assert "noise" in stderr  # what libraries print is not lost, and not on stdout
+    assert FakeEngine.started[0]["dtype"] == "bfloat16"
+    assert FakeEngine.started[0]["context"] == "reuse"
+    record = read_record(out)
+    assert (record.prompt, record.width, record.height, record.stride) == ("a red sunset", 192, 32, 3)
+    assert (record.seed, record.guidance, record.model, record.dtype) == (5, 4.0, "captions", "bfloat16")
+    with Image.open(out) as picture:
+        assert picture.size == (192, 32)
+
+
+def test_json_is_one_object_and_nothing_else(run: Run, classes: Path, tmp_path: Path) -> None:
+    out, codes = tmp_path / "out.png", tmp_path / "codes.safetensors"
+    code, stdout, _ = run(
+        "generate", "--label", 3, "--model", classes, "--size", "48x32", "--stride", 2, "--seed", 9, "--json",
+        "--guidance", 1.5, "--guidance-interval", 4, "--temperature", 0, "--top-k", 7, "--top-p", 0.5,
+        "--context", "recompute", "--dtype", "float32", "-o", out, "--codes", codes,
+    )  # fmt: skip
+    assert code == 0
+    answer = json.loads(stdout)
+    assert answer["path"] == str(out)
+    assert answer["codes_path"] == str(codes)
+    assert answer["codes"] == [[9] * 6] * 4
+    counters = {"steps": 7, "drawn": 24, "forward_tokens": 9, "copied_slots": 4, "lanes": 2}
+    assert answer["stats"] == {**counters, "seconds": 0.5}
+    assert answer["truncated"] is False
+    expected = {
+        "label": 3, "prompt": None, "width": 48, "height": 32, "stride": 2, "seed": 9, "guidance": 1.5,
+        "guidance_interval": 4, "temperature": 0.0, "top_k": 7, "top_p": 0.5, "context": "recompute",
+        "dtype": "float32",
+    }  # fmt: skip
+    assert {name: answer["request"][name] for name in expected} == expected
+    assert answer["request"] == asdict(read_record(out))
+    assert load_file(codes)["codes"].tolist() == answer["codes"]
+
+
+def test_codes_alone_need_no_picture(run: Run, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "codes-only", CLASS, vq=False)
+    code, stdout, _ = run("generate", "--label", 3, "--model", folder, "--no-decode", "--json", "--seed", 1)
+    assert code == 0
+    assert json.loads(stdout)["path"] is None
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_features_are_read_and_recorded(run: Run, captions: Path, tmp_path: Path, suffix: str) -> None:
+    values = torch.arange(12, dtype=torch.float32).reshape(2, 6)
+    path = tmp_path / f"features{suffix}"
+    if suffix == ".npy":
+        np.save(path, values.numpy())
+    else:
+        save_file({"features": values}, path)
+    code, _, stderr = run("generate", "--features", path, "--model", captions, "-o", tmp_path / "a.png", "--seed", 3)
+    assert code == 0, stderr
+    assert torch.equal(FakeEngine.started[0]["requests"][0].features, values)
+    assert run("replay", tmp_path / "a.png", "--model", captions)[0] == 0
+    assert torch.equal(FakeEngine.started[1]["requests"][0].features, values)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    code, _, stderr = run("replay", tmp_path / "a.png", "--model", captions)
+    assert code == 2
+    assert "is not the one" in stderr
+
+
+def test_replay_asks_for_the_same_thing(run: Run, captions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    settings = ("--size", "64x32", "--stride", 1, "--context", "recompute", "--dtype", "float32", "--top-k", 9)
+    assert (
+        run("generate", "hills", "--model", captions, "-o", out, *settings)[0] == 0
+    )  # the seed is drawn, and recorded
+    code, stdout, stderr = run("replay", out, "--model", captions)
+    assert code == 0, stderr
+    again = tmp_path / "out-again.png"
+    assert stdout.startswith(str(again))
+    assert again.read_bytes() == out.read_bytes()
+    first, second = FakeEngine.started
+    assert [asdict(request) for request in first.pop("requests")] == [asdict(r) for r in second.pop("requests")]
+    assert first == second
+
+
+def test_replay_with_another_model(run: Run, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was named is used with a warning; the default model is not taken for another one."""
+    out = tmp_path / "out.png"
+    assert run("generate", "hills", "--model", captions, "-o", out)[0] == 0
+    save_file({"weight": torch.ones(3, 4)}, captions / "model.safetensors")
+    code, _, stderr = run("replay", out, "--model", captions)
+    assert code == 0
+    assert "warning: the picture was drawn with model captions" in stderr
+    monkeypatch.setattr("panoserve.cli_model.default_model", lambda: captions)
+    code, _, stderr = run("replay", out)
+    assert code == 2
+    assert "name the right folder with --model DIR" in stderr
+
+
+def test_a_cut_prompt_is_said_aloud(run: Run, captions: Path, tmp_path: Path) -> None:
+    FakeEngine.truncates = True
+    code, _, stderr = run("generate", "many words " * 50, "--model", captions, "-o", tmp_path / "out.png")
+    assert code == 0
+    assert "panoserve: warning: the prompt is longer than the 5 tokens that the model takes" in stderr
+
+
+BAD = {
+    "both conditions": (["hills", "--label", "1"], "label"),
+    "no condition": ([], "prompt"),
+    "a label for a caption model": (["--label", "1"], "label"),
+    "empty prompt": ([""], "prompt"),
+    "blank prompt": (["  \n "], "prompt"),
+    "width not a multiple": (["hills", "--size", "100x32"], "the nearest is 96"),
+    "height not a multiple": (["hills", "--size", "96x33"], "the nearest is 32"),
+    "smaller than a crop": (["hills", "--size", "96x16"], "the nearest is 32"),
+    "size that is no size": (["hills", "--size", "wide"], "expected WIDTHxHEIGHT"),
+    "stride 0": (["hills", "--stride", "0"], "from 1 to 4"),
+    "stride above the grid": (["hills", "--stride", "5"], "from 1 to 4"),
+    "taller than a crop": (["hills", "--size", "96x64"], "one crop high"),
+    "guidance below 0": (["hills", "--guidance", "-3"], "guidance"),
+    "guidance above 100": (["hills", "--guidance", "101"], "guidance"),
+    "guidance nan": (["hills", "--guidance", "nan"], "guidance"),
+    "guidance that is no number": (["hills", "--guidance", "much"], "--guidance"),
+    "temperature below 0": (["hills", "--temperature", "-0.1"], "temperature"),
+    "temperature infinite": (["hills", "--temperature", "inf"], "temperature"),
+    "top_p above 1": (["hills", "--top-p", "1.5"], "top_p"),
+    "top_p 0": (["hills", "--top-p", "0"], "top_p"),
+    "top_k negative": (["hills", "--top-k", "-5"], "top_k"),
+    "negative seed": (["hills", "--seed", "-1"], "seed"),
+    "unknown context": (["hills", "--context", "copy"], "--context"),
+    "unknown flag": (["hills", "--colour", "red"], "--colour"),
+    "abbreviated flag": (["hills", "--temp", "1"], "--temp"),
+    "features that are not there": (["--features", "absent.npy"], "absent.npy does not exist"),
+    "features of a wrong kind": (["--features", "photo.jpg"], "must end in .npy or .safetensors"),
+}
+
+
+def assert_refused(result: tuple[int, str, str], message: str, folder: Path, before: set[Path]) -> None:
+    """Exit code 2, one line that says `message`, no engine, nothing written."""
+    code, stdout, stderr = result
+    assert code == 2
+    assert stdout == ""
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("panoserve: error: ")
+    assert message in lines[0]
+    assert FakeEngine.started == []
+    assert set(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_refused_before_the_engine_starts(
+    case: str, run: Run, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, message = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    result = run("generate", *arguments, "--model", captions, "-o", tmp_path / "new" / "out.png")
+    assert_refused(result, message, tmp_path, before)
+
+
+@pytest.mark.parametrize("label", [-1, 10, 99])
+def test_a_label_out_of_range_is_refused(label: int, run: Run, classes: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    result = run("generate", "--label", label, "--model", classes, "-o", tmp_path / "out.png")
+    assert_refused(result, "9", tmp_path, before)  # the largest label that exists
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.full((2, 6), np.nan), "nan"),
+        (np.array([[0.0] * 5 + [np.inf]]), "nan"),
+        (np.zeros((2, 7)), "6"),
+        (np.zeros(6), "[n, 6]"),
+        (np.zeros((6, 6)), "5"),
+        (np.zeros((0, 6)), "5"),
+    ],
+    ids=["nan", "infinite", "wrong width", "one dimension", "too many rows", "no rows"],
+)
+def test_bad_features_are_refused(features: Any, message: str, run: Run, captions: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "features.npy", features)
+    before = set(tmp_path.rglob("*"))
+    arguments = ("--features", tmp_path / "features.npy", "--model", captions, "-o", tmp_path / "out.png")
+    code, stdout, stderr = run("generate", *arguments)
+    assert_refused((code, stdout, stderr.lower()), message, tmp_path, before)
+
+
+def test_unreadable_features_are_refused(run: Run, captions: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.npy").write_text("not numbers")
+    np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
+    (tmp_path / "text.safetensors").write_text("not tensors")
+    save_file({"a": torch.zeros(1, 6), "b": torch.zeros(1, 6)}, tmp_path / "two.safetensors")
+    before = set(tmp_path.rglob("*"))
+    for name, message in (
+        ("text.npy", "cannot be read"),
+        ("pickled.npy", "cannot be read"),
+        ("text.safetensors", "cannot be read"),
+        ("two.safetensors", "holds 2 tensors (a, b)"),
+    ):
+        result = run("generate", "--features", tmp_path / name, "--model", captions, "-o", tmp_path / "out.png")
+        assert_refused(result, message, tmp_path, before)
+
+
+def test_bad_outputs_are_refused(run: Run, captions: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    before = set(tmp_path.rglob("*"))
+    for arguments, message in (
+        ([], "no output was named"),
+        (["--no-decode"], "--no-decode needs"),
+        (["--no-decode", "-o", tmp_path / "a.png"], "--no-decode draws no picture"),
+        (["-o", tmp_path / "out.jpg"], "must end in .png"),
+        (["-o", tmp_path / "folder.png"], "is a folder"),
+        (["-o", tmp_path / "file" / "out.png"], "is not a folder"),
+        (["-o", tmp_path / "out.png", "--codes", tmp_path / "codes.txt"], "must end in .safetensors"),
+    ):
+        assert_refused(run("generate", "hills", "--model", captions, *arguments), message, tmp_path, before)
+
+
+def test_bad_model_folders_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    write_folder(tmp_path / "no-vq", CAPTION, vq=False)
+    write_folder(tmp_path / "no-text", CAPTION, text_encoder=False)
+    before = set(tmp_path.rglob("*"))
+    for name, message in (
+        ("absent", "does not exist"),
+        ("empty", "holds no config.json"),
+        ("gpt2", "model_type 'gpt2'"),
+        ("broken", "not valid JSON"),
+        ("no-vq", "has no vq/"),
+        ("no-text", "has no text_encoder/"),
+    ):
+        result = run("generate", "hills", "--model", tmp_path / name, "-o", tmp_path / "out.png")
+        assert_refused(result, message, tmp_path, before)
+
+
+def test_without_a_checkout_the_model_must_be_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("panoserve.__file__", str(tmp_path / "site-packages" / "panoserve" / "__init__.py"))
+    assert_refused(run("generate", "hills", "-o", tmp_path / "out.png"), "--model DIR", tmp_path, set())
+
+
+def test_a_picture_that_cannot_be_replayed_is_refused(run: Run, captions: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "photo.png")
+    before = set(tmp_path.rglob("*"))
+    for name, message in (("photo.png", "carries no panoserve."), ("absent.png", "does not exist")):
+        assert_refused(run("replay", tmp_path / name, "--model", captions), message, tmp_path, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "panoserve: interrupted\n"),
+        (RuntimeError("engine died\nwith two lines"), 1, "panoserve: error: RuntimeError: engine died with two lines"),
+        (MemoryError(), 1, "panoserve: error: MemoryError"),
+    ],
+    ids=["interrupt", "runtime error", "no message"],
+)
+def test_a_failing_engine_leaves_no_file_and_no_traceback(
+    error: BaseException, code: int, text: str, run: Run, captions: Path, tmp_path: Path
+) -> None:
+    FakeEngine.raises = error
+    got, stdout, stderr = run("generate", "hills", "--model", captions, "-o", tmp_path / "new" / "out.png")
+    assert (got, stdout) == (code, "")
+    assert text in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_verbose_shows_the_traceback(run: Run, captions: Path, tmp_path: Path) -> None:
+    FakeEngine.raises = RuntimeError("engine died")
+    code, _, stderr = run("generate", "hills", "--model", captions, "-o", tmp_path / "out.png", "-v")
+    assert code == 1
+    assert "Traceback" in stderr
+    assert stderr.splitlines()[-1] == "panoserve: error: RuntimeError: engine died"
+
+
+@pytest.mark.parametrize("config", [CLASS, CAPTION], ids=["class", "caption"])
+def test_info(config: Any, run: Run, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", config, vq=False, text_encoder=config is CAPTION)
+    code, stdout, _ = run("info", "--model", folder, "--json")
+    assert code == 0
+    answer = json.loads(stdout)
+    expected = {
+        "model": "model",
+        "kind": f"{config.condition}-conditional",
+        "parameters": 12,
+        "grid": 4,
+        "downsample": 8,
+        "crop_pixels": 32,
+        "default_stride": 3,
+        "guidance": 4.0,
+        "vq": False,
+        "text_encoder": config is CAPTION,
+    }
+    assert {name: answer[name] for name in expected} == expected
+    assert ("num_classes" in answer) == (config is CLASS)
+    code, stdout, _ = run("info", "--model", folder)
+    assert code == 0
+    assert "one crop    32 x 32 pixels; a panorama's sides are multiples of 8, at least 32\n" in stdout
+    assert "no vq/ in the folder" in stdout
+
+
+def test_convert_passes_everything_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("panoserve.convert.convert_llamagen", lambda *args, **kwargs: calls.append((args, kwargs)))
+    code, stdout, _ = run(
+        "convert",
+        "llamagen",
+        "c2i_B_256.pt",
+        tmp_path,
+        "--vq",
+        "vq.pt",
+        "--text-encoder",
+        "t5",
+        "--grid",
+        16,
+        "--heads",
+        2,
+    )
+    assert code == 0
+    assert calls == [
+        (
+            (Path("c2i_B_256.pt"), tmp_path),
+            {"vq": Path("vq.pt"), "text_encoder": Path("t5"), "grid": 16, "heads": 2},
+        )
+    ]
+    assert stdout.startswith(f"wrote {tmp_path}")
+
+
+def test_converting_what_is_no_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "c2i_B_256.pt").write_text("not a checkpoint")
+    before = set(tmp_path.rglob("*"))
+    for name in ("absent.pt", "c2i_B_256.pt"):
+        result = run("convert", "llamagen", tmp_path / name, tmp_path / "out")
+        assert_refused(result, name, tmp_path, before)
+
+
+def test_help_and_info_import_neither_torch_nor_vllm(tmp_path: Path) -> None:
+    """They answer at once: a child process is asked what it imported."""
+    folder = write_folder(tmp_path / "model", CLASS)
+    script = (
+        "import sys; from panoserve.cli import main, build_parser; build_parser().format_help(); "
+        f"code = main(['info', '--model', {str(folder)!r}]); "
+        "heavy = {'torch', 'vllm', 'transformers'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", CLASS)
+    command = [sys.executable, "-m", "panoserve.cli", "info", "--model", str(folder), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == ""
+        assert child.wait(60) == 1
+
+
+def test_version(run: Run) -> None:
+    from panoserve import __version__
+
+    assert run("--version")[1] == f"panoserve {__version__}\n"

@@ -1,0 +1,160 @@
+"""The vLLM engine draws, token for token, what the plain reference draws; and it cleans up behind itself.
+
+float32 and greedy throughout. The engines live for the whole session (conftest.py): one class-conditional, one
+caption-conditional, both with the golden weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from golden_models import golden_model
+from reference_drawer import draw_greedily
+
+from panoserve import Engine, PanoramaRequest
+from panoserve.redirect.plan import CONTEXTS, plan_of
+from panoserve.redirect.simulate import predict
+
+pytestmark = pytest.mark.engine
+
+CROP = 4 * 16  # the golden models' grid has side 4
+
+
+def width(columns: int) -> int:
+    return columns * 16
+
+
+def free_blocks(engine: Engine) -> int:
+    scheduler = engine._engine.engine_core.engine_core.scheduler
+    assert not scheduler.requests and not scheduler._panoramas and not scheduler._admission.holdings
+    return scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+def test_golden_class_conditional(class_engine: Engine, golden: dict[str, Any]) -> None:
+    """Single crops: upstream's greedy tokens, unguided and guided within an interval."""
+    case = golden["c2i"]
+    base = {"width": CROP, "height": CROP, "temperature": 0.0}
+    labels = [int(label) for label in case["labels"]]
+    plain = [PanoramaRequest(label=label, guidance=1.0, **base) for label in labels]
+    guided = [PanoramaRequest(label=label, guidance=2.0, guidance_interval=4, **base) for label in labels]
+    results = class_engine.generate(plain + guided, decode=False, progress=False)
+    expected = [*case["greedy_cfg1"], *case["greedy_cfg2_interval4"]]
+    assert [r.codes.flatten().tolist() for r in results] == [codes.tolist() for codes in expected]
+
+
+def test_golden_captions(caption_engine: Engine, golden: dict[str, Any]) -> None:
+    """Captions of 5 and 17 rows in one batch: upstream's greedy tokens."""
+    case = golden["t2i"]
+    requests = [
+        PanoramaRequest(features=features[mask.bool()], width=CROP, height=CROP, temperature=0.0, guidance=1.0)
+        for features, mask in zip(case["cond"], case["mask"], strict=True)
+    ]
+    results = caption_engine.generate(requests, decode=False, progress=False)
+    assert [r.codes.flatten().tolist() for r in results] == case["greedy_cfg1"].tolist()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_panoramas_equal_the_reference(
+    class_engine: Engine, golden: dict[str, Any], context: str, stride: int
+) -> None:
+    """Overlap larger and smaller than half, a last crop that shrinks, guidance, two labels in one batch."""
+    model = golden_model(golden["c2i"])
+    base = {"height": CROP, "stride": stride, "guidance": 2.0, "temperature": 0.0, "context": context}
+    requests = [
+        PanoramaRequest(label=label, width=width(columns), **base)
+        for label, columns in ((3, 4 + 4 * stride), (7, 4 + 3 * stride + 1))
+    ]
+    before = free_blocks(class_engine)
+    results = class_engine.generate(requests, decode=False, progress=False)
+    for request, result in zip(requests, results, strict=True):
+        assert result.codes.tolist() == draw_greedily(model, request).tolist()
+    assert free_blocks(class_engine) == before
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_caption_panoramas_equal_the_reference(
+    caption_engine: Engine, golden: dict[str, Any], context: str
+) -> None:
+    """Two prompts of different length in one batch, guided: the unconditional stream depends on the length."""
+    case = golden["t2i"]
+    model = golden_model(case)
+    requests = [
+        PanoramaRequest(
+            features=features[mask.bool()],
+            width=width(columns),
+            height=CROP,
+            stride=3,
+            guidance=3.0,
+            temperature=0.0,
+            context=context,
+        )
+        for features, mask, columns in zip(case["cond"], case["mask"], (13, 16), strict=True)
+    ]
+    results = caption_engine.generate(requests, decode=False, progress=False)
+    for request, result in zip(requests, results, strict=True):
+        assert result.codes.tolist() == draw_greedily(model, request).tolist()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_guidance_interval_counts_codes_of_each_crop(
+    class_engine: Engine, golden: dict[str, Any], context: str
+) -> None:
+    model = golden_model(golden["c2i"])
+    request = PanoramaRequest(
+        label=5, width=width(13), height=CROP, stride=3, guidance=4.0, guidance_interval=6, temperature=0.0,
+        context=context,
+    )  # fmt: skip
+    result = class_engine.generate([request], decode=False, progress=False)[0]
+    assert result.codes.tolist() == draw_greedily(model, request).tolist()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(("stride", "crops"), [(3, 5), (2, 4)])
+def test_counters_equal_the_prediction(class_engine: Engine, context: str, stride: int, crops: int) -> None:
+    """g*g + (n-1)*c steps, and exactly the forward tokens and copies that simulate.py predicts."""
+    request = PanoramaRequest(
+        label=1, width=width(4 + (crops - 1) * stride), height=CROP, stride=stride, temperature=0.0, context=context
+    )
+    result = class_engine.generate([request], decode=False, progress=False)[0]
+    resolved = result.request.engine_args(class_engine.config)
+    expected = predict(plan_of(resolved, class_engine.config.grid), prefix_rows=1)
+    assert result.stats.steps == expected.steps == 16 + (crops - 1) * stride
+    assert result.stats.forward_tokens == expected.forward_tokens
+    assert result.stats.copied_slots == expected.copied_slots
+    assert (result.stats.drawn, result.stats.lanes) == (4 * (4 + (crops - 1) * stride), crops)
+
+
+def test_seeds_repeat_and_do_not_depend_on_company(class_engine: Engine) -> None:
+    """A sampled panorama is the same alone and in a batch, and another one with another seed."""
+    base = {"label": 2, "width": width(19), "height": CROP, "stride": 3, "temperature": 1.0, "top_k": 20}
+    alone = class_engine.generate([PanoramaRequest(seed=11, **base)], decode=False, progress=False)[0]
+    requests = [PanoramaRequest(seed=seed, **base) for seed in (5, 11, 6)]
+    together = class_engine.generate(requests, decode=False, progress=False)
+    assert together[1].codes.tolist() == alone.codes.tolist()
+    assert together[0].codes.tolist() != alone.codes.tolist()
+    crops = alone.codes[:, 4:].unfold(1, 3, 3).unbind(1)  # the new columns of crops 1 ..
+    assert len({tuple(crop.flatten().tolist()) for crop in crops}) > 1
+
+
+def test_an_interrupted_run_frees_everything(class_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = free_blocks(class_engine)
+    steps = iter(range(10))
+    real_step = class_engine._engine.step
+
+    def step() -> Any:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return real_step()
+
+    monkeypatch.setattr(class_engine._engine, "step", step)
+    requests = [PanoramaRequest(label=label, width=width(16), height=CROP, stride=3) for label in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        class_engine.generate(requests, decode=False, progress=False)
+    monkeypatch.undo()
+    class_engine._engine.step()
+    assert free_blocks(class_engine) == before
+    result = class_engine.generate(requests[:1], decode=False, progress=False)[0]
+    assert int(torch.min(result.codes)) >= 0
