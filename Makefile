@@ -36,15 +36,15 @@ test: setup  ## run all tests
 check: setup  ## lint and type-check
 	@$(BIN)/python -m ruff check .
 	@rm -rf build/typecheck && mkdir -p build
-	@$(BIN)/python setup.py --quiet build --build-base build/typecheck-tmp --build-lib build/typecheck
+	@$(BIN)/python -W ignore setup.py --quiet build --build-base build/typecheck-tmp --build-lib build/typecheck
 	@MYPYPATH=build/typecheck $(BIN)/python -m mypy -p panoserve
 	@$(BIN)/python -m mypy requirements/install.py
 
 doctor: setup  ## say what is installed and what is wrong
 	@$(BIN)/python -m panoserve.cli doctor
 
-docs: setup  ## write docs/cli.md from the command line's own help
-	@$(BIN)/python -m panoserve.cli_docs docs/cli.md
+docs: setup  ## write the parts of docs/ that repeat what the code says
+	@$(BIN)/python docs/generate.py
 
 clean:  ## remove .venv and everything built
 	rm -rf .venv build out .mypy_cache .ruff_cache .pytest_cache .hypothesis panoserve.egg-info

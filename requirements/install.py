@@ -56,9 +56,15 @@ def requirement_lines(path: Path) -> list[str]:
 
 
 def fingerprint(device: str, root: Path = ROOT) -> str:
-    """SHA-256 of all that decides what the environment holds, the checkout's place included (the install is editable)."""
+    """SHA-256 of all that decides what the environment holds; the checkout's place counts, the install is editable."""
     digest = hashlib.sha256(f"{device}\n{sys.version_info[:2]}\n{root}\n".encode())
-    for name in (f"requirements/{device}.txt", "requirements/dev.txt", "requirements/install.py", "pyproject.toml", "setup.py"):
+    for name in (
+        f"requirements/{device}.txt",
+        "requirements/dev.txt",
+        "requirements/install.py",
+        "pyproject.toml",
+        "setup.py",
+    ):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()
 
@@ -92,7 +98,11 @@ def install_system_packages(names: list[str]) -> None:
 def ensure_venv(venv: Path) -> Path:
     """Return the environment's python; make the environment when it is missing or broken (half made, Python gone)."""
     python = venv / "bin" / "python"
-    probe = [str(python), "-c", "import pip, sys; sys.exit(list(sys.version_info[:2]) != " + repr(list(sys.version_info[:2])) + ")"]
+    probe = [
+        str(python),
+        "-c",
+        "import pip, sys; sys.exit(list(sys.version_info[:2]) != " + repr(list(sys.version_info[:2])) + ")",
+    ]
     if python.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
         return python
     say(f"making {venv} with Python {sys.version.split()[0]}")
@@ -103,7 +113,7 @@ def ensure_venv(venv: Path) -> Path:
 
 def pip(python: Path, *arguments: str) -> bool:
     """Run pip in the environment; True when it succeeded."""
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "-qq", *arguments]
     return subprocess.run(command, stdout=sys.stderr, check=False).returncode == 0
 
 
@@ -115,7 +125,8 @@ def install_cpu(python: Path, torch_index: str | None) -> None:
     if not pip(python, "install", "--no-deps", *extra, *torch):
         fail("torch could not be installed" + CPU_TORCH_HINT.format(pin=torch[0].partition(" ;")[0]))
     files = [arg for name in ("cpu.txt", "dev.txt") for arg in ("-r", str(REQUIREMENTS / name))]
-    if not pip(python, "install", "--no-deps", "--only-binary=:all:", *files):
+    # --no-compile: byte code is written at first import, for the modules that are used
+    if not pip(python, "install", "--no-deps", "--no-compile", "--only-binary=:all:", *files):
         fail("pip could not install the pinned packages; its message is above. Run the same command again to go on")
     pip(python, "uninstall", "--yes", *FORBIDDEN_ON_CPU)
 
@@ -123,7 +134,10 @@ def install_cpu(python: Path, torch_index: str | None) -> None:
 def install_cuda(python: Path) -> None:
     """vLLM for CUDA with its own dependencies, then our tools. Not run on a GPU yet."""
     if not pip(python, "install", "-r", str(REQUIREMENTS / "cuda.txt")):
-        fail("pip could not install requirements/cuda.txt; its message is above. `make DEVICE=cpu ...` takes the CPU engine")
+        fail(
+            "pip could not install requirements/cuda.txt; its message is above. "
+            "For the CPU engine on this machine: make DEVICE=cpu setup"
+        )
     if not pip(python, "install", "--no-deps", "-r", str(REQUIREMENTS / "dev.txt")):
         fail("pip could not install requirements/dev.txt; its message is above. Run the same command again to go on")
 
@@ -135,14 +149,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--torch-index", default=None, help="address of a package index that holds torch's CPU wheel")
     arguments = parser.parse_args(argv)
     if sys.version_info[:2] not in PYTHONS:
-        fail(f"Python {sys.version.split()[0]} was used, but vLLM 0.32 and torch 2.13 are installed for 3.11 or 3.12 here")
+        fail(f"got Python {sys.version.split()[0]}, expected 3.11 or 3.12: make PYTHON=python3.11 setup")
     device = choose_device() if arguments.device == "auto" else arguments.device
     wanted = fingerprint(device)
     stamp = arguments.venv / STAMP
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
     stamp.unlink(missing_ok=True)
-    say(f"installing for {device} into {arguments.venv}; takes minutes the first time, nothing the next")
+    say(f"installing for {device} into {arguments.venv}; takes a few minutes the first time, nothing the next")
     if missing := missing_system_packages(device):
         install_system_packages(missing)
     python = ensure_venv(arguments.venv)

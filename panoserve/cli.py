@@ -1,0 +1,255 @@
+"""The `panoserve` command: the parser, and the one place where an error becomes a line and an exit code.
+
+Exit codes: 0 done, 1 the engine failed or `doctor` found a problem, 2 bad input or a bad installation, 130 interrupted.
+The commands themselves are in cli_draw.py, cli_model.py and doctor.py; torch and vLLM are imported by those that need
+them, so that `panoserve --help` and `panoserve info` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from panoserve.errors import PanoserveError
+from panoserve.redirect.plan import CONTEXTS
+from panoserve.serve.settings import DTYPES
+from panoserve.version import __version__
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and without guessed abbreviations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"panoserve: error: {message} (see {self.prog} --help)\n")
+
+
+def size(text: str) -> tuple[int, int]:
+    """`1152x192` as (width, height) in pixels."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT in pixels, such as 1152x192")
+    return int(width), int(height)
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], about: str, detail: str = ""
+) -> Parser:
+    parser: Parser = commands.add_parser(
+        name, help=about, description=f"{about[0].upper()}{about[1:]}. {detail}".strip()
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_engine_options(parser: Parser, *, replay: bool) -> None:
+    """Where and how to draw; `replay` takes the defaults from the picture."""
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="model folder (default: assets/pano-mini of the checkout)"
+    )
+    parser.add_argument(
+        "--context",
+        choices=CONTEXTS,
+        default=None if replay else "reuse",
+        help="how a crop gets the keys and values of codes it is given: copied and rotated from its parent (reuse, "
+        "faster), or computed again (recompute)" + (" (default: as drawn)" if replay else "; default reuse"),
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        default=None if replay else "bfloat16",
+        help=f"number format of weights and cache (default: {'as drawn' if replay else 'bfloat16'})",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object with codes, path and stats, and nothing else, on stdout",
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show vLLM's log, and a traceback when something breaks"
+    )
+
+
+def _generate(commands: Any) -> None:
+    from panoserve import cli_draw
+
+    parser = _command(
+        commands,
+        "generate",
+        cli_draw.generate,
+        "draw one panorama",
+        "Say what to draw with a prompt, --label or --features, as the model asks for (panoserve info).",
+    )
+    parser.add_argument("prompt", nargs="?", help="what to draw, for a model with a text encoder")
+    parser.add_argument("--label", type=int, metavar="N", help="class to draw, for a class-conditional model")
+    parser.add_argument(
+        "--features", type=Path, metavar="FILE", help=".npy or .safetensors with caption features [n, caption_dim]"
+    )
+    parser.add_argument("--size", type=size, metavar="WxH", help="pixels (default: one crop high, six crops wide)")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="C",
+        help="columns a crop adds, 1 to the grid side (default: three quarters of it)",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="same seed, same picture (default: a random one, which is printed)"
+    )
+    parser.add_argument(
+        "--guidance", type=float, metavar="S", help="classifier-free guidance scale; 1 is off (default: the model's)"
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=int,
+        default=-1,
+        metavar="I",
+        help="guide only grid positions up to I of a crop (default -1: all)",
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="draw from the K likeliest codes; 0 is all (default: the model's)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest codes of total probability P (default: the model's)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PNG",
+        help="the picture to write; its folder is made, a file of that name is replaced",
+    )
+    parser.add_argument(
+        "--codes", type=Path, metavar="FILE", help="also write the codes [rows, columns] as .safetensors"
+    )
+    parser.add_argument(
+        "--no-decode", action="store_true", help="codes only: no picture (a model folder without vq needs it)"
+    )
+    _add_engine_options(parser, replay=False)
+
+
+def _replay(commands: Any) -> None:
+    from panoserve import cli_draw
+
+    parser = _command(
+        commands,
+        "replay",
+        cli_draw.replay,
+        "draw a picture again from what it says about itself",
+        "Same model, context, dtype and software give the same codes; a difference that is known is said aloud.",
+    )
+    parser.add_argument("picture", type=Path, help="a PNG written by panoserve generate")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PNG", help="where to write it (default: PICTURE with -again before .png)"
+    )
+    _add_engine_options(parser, replay=True)
+
+
+def _info(commands: Any) -> None:
+    from panoserve import cli_model
+
+    parser = _command(commands, "info", cli_model.info, "say what a model folder holds")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="model folder (default: assets/pano-mini of the checkout)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _convert(commands: Any) -> None:
+    from panoserve import cli_model
+
+    parser = _command(commands, "convert", cli_model.convert, "turn a published checkpoint into a model folder")
+    families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
+    llamagen = _command(
+        families,
+        "llamagen",
+        cli_model.convert,
+        "convert a LlamaGen checkpoint, class- or text-conditional, of any size",
+        "Kind and size are read from the tensors; the grid, and the heads of unpublished sizes, from the published "
+        "file's name or the flags.",
+    )
+    llamagen.add_argument("checkpoint", type=Path, metavar="CKPT.pt", help="the transformer")
+    llamagen.add_argument(
+        "output", type=Path, metavar="OUT_DIR", help="the model folder to write; must not exist, or be empty"
+    )
+    llamagen.add_argument(
+        "--vq",
+        type=Path,
+        metavar="VQ.pt",
+        help="the VQ tokenizer that belongs to it; without it only codes can be served",
+    )
+    llamagen.add_argument(
+        "--text-encoder", type=Path, metavar="DIR", help="a T5 encoder with its tokenizer, as transformers saves it"
+    )
+    llamagen.add_argument("--grid", type=int, metavar="G", help="token grid side: 16, 24 or 32")
+    llamagen.add_argument("--heads", type=int, metavar="N", help="attention heads, for a size that was never published")
+
+
+def _doctor(commands: Any) -> None:
+    from panoserve import doctor
+
+    parser = _command(
+        commands,
+        "doctor",
+        doctor.doctor,
+        "check this installation and say what is in use and what is wrong",
+        "Exit code 1 when a check fails; warnings do not count.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def build_parser() -> Parser:
+    """The whole command line; docs/cli.md is made from it."""
+    parser = Parser(
+        prog="panoserve", description="Draw panoramas of any width with autoregressive image models on vLLM."
+    )
+    parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for add in (_generate, _replay, _info, _convert, _doctor):
+        add(commands)
+    return parser
+
+
+def _report(error: BaseException, *, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exception(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    known = isinstance(error, PanoserveError)
+    hint = "" if known or verbose else " (run with -v for details, or panoserve doctor to check the installation)"
+    print(f"panoserve: error: {text if known else f'{type(error).__name__}: {text}'}{hint}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; never lets a traceback reach a user who did not ask for it."""
+    arguments = build_parser().parse_args(argv)
+    verbose = getattr(arguments, "verbose", False)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except PanoserveError as error:
+        _report(error, verbose=verbose)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("panoserve: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our stdout has gone, as in `panoserve info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last line of defence: one line, not a traceback
+        _report(error, verbose=verbose)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""`panoserve generate` and `panoserve replay`: a request from the command line or from a picture, drawn and written.
+
+Everything that can be wrong with a request is found before the engine starts, and nothing is written before all is
+drawn. Only results go to stdout; vLLM's log is kept off both streams unless -v asks for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from panoserve.cli_files import check_output, fingerprint_files, fingerprint_model, load_features, write_codes
+from panoserve.cli_model import open_folder
+from panoserve.cli_record import DrawRecord, read_record, write_png
+from panoserve.errors import InvalidRequestError, ModelFolderError
+from panoserve.version import __version__
+
+if TYPE_CHECKING:
+    from panoserve import Panorama, PanoramaRequest
+    from panoserve.serve.folder import ModelFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One drawing: what, with which model and engine settings, and where the results go."""
+
+    request: PanoramaRequest
+    features: Path | None  # where the request's features came from
+    folder: ModelFolder
+    context: str
+    dtype: str
+    output: Path | None
+    codes: Path | None
+    json: bool
+    verbose: bool
+
+    @property
+    def decode(self) -> bool:
+        return self.output is not None
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    if arguments.no_decode and arguments.output is not None:
+        raise InvalidRequestError(
+            "--no-decode draws no picture, so -o has nothing to write; use --codes FILE.safetensors"
+        )
+    if arguments.no_decode and arguments.codes is None and not arguments.json:
+        raise InvalidRequestError("--no-decode needs --codes FILE.safetensors or --json, or the codes would be lost")
+    if not arguments.no_decode and arguments.output is None:
+        raise InvalidRequestError("no output was named; add -o out.png (or --no-decode with --codes or --json)")
+    width, height = arguments.size or (None, None)
+    values = {
+        "prompt": arguments.prompt,
+        "label": arguments.label,
+        "width": width,
+        "height": height,
+        **{name: getattr(arguments, name) for name in SAMPLING},
+    }
+    return _run(
+        Job(
+            request=_request(values, arguments.features),
+            features=arguments.features,
+            folder=open_folder(arguments.model),
+            context=arguments.context,
+            dtype=arguments.dtype,
+            output=arguments.output,
+            codes=arguments.codes,
+            json=arguments.json,
+            verbose=arguments.verbose,
+        )
+    )
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    record = read_record(arguments.picture)
+    folder = open_folder(arguments.model)
+    _check_same_model(record, folder, named=arguments.model is not None)
+    features = Path(record.features) if record.features is not None else None
+    if features is not None and features.is_file() and fingerprint_files([features]) != record.features_fingerprint:
+        raise InvalidRequestError(f"features file {features} is not the one that {arguments.picture} was drawn from")
+    values = {name: getattr(record, name) for name in ("prompt", "label", "width", "height", *SAMPLING)}
+    return _run(
+        Job(
+            request=_request(values, features),
+            features=features,
+            folder=folder,
+            context=arguments.context or record.context,
+            dtype=arguments.dtype or record.dtype,
+            output=arguments.output or arguments.picture.with_name(f"{arguments.picture.stem}-again.png"),
+            codes=None,
+            json=arguments.json,
+            verbose=arguments.verbose,
+        )
+    )
+
+
+SAMPLING = ("stride", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "seed")
+
+
+def _request(values: dict[str, Any], features: Path | None) -> PanoramaRequest:
+    from panoserve import PanoramaRequest
+
+    return PanoramaRequest(**values, features=None if features is None else load_features(features))
+
+
+def _run(job: Job) -> int:
+    """Check everything, draw, write, tell."""
+    if job.output is not None:
+        check_output(job.output, ".png")
+    if job.codes is not None:
+        check_output(job.codes, ".safetensors")
+    _check_folder(job)
+    job.request.resolve(job.folder.config, job.context)  # raises what the engine would raise, ten seconds earlier
+    panorama = _draw(job)
+    record = _record(panorama.request, job)
+    if panorama.truncated:
+        limit = job.folder.config.caption_length
+        warn(f"the prompt is longer than the {limit} tokens that the model takes; its end was not used")
+    if job.codes is not None:
+        write_codes(panorama.codes, job.codes, record.to_chunks())
+    if job.output is not None:
+        if panorama.image is None:
+            raise RuntimeError("the engine returned no picture although one was asked for")
+        write_png(panorama.image, job.output, record)
+    _tell(panorama, record, job)
+    return 0
+
+
+def _check_folder(job: Job) -> None:
+    if job.decode and not job.folder.has_vq:
+        raise ModelFolderError(
+            f"model folder {job.folder.path} has no vq/, so it cannot make pictures; ask for codes "
+            "(--no-decode --codes FILE.safetensors), or convert the checkpoint again with --vq"
+        )
+    if job.request.prompt is not None and job.folder.config.condition == "caption" and not job.folder.has_text_encoder:
+        raise ModelFolderError(
+            f"model folder {job.folder.path} has no text_encoder/, so it cannot read prompts; give --features FILE, or "
+            "convert the checkpoint again with --text-encoder"
+        )
+
+
+def _check_same_model(record: DrawRecord, folder: ModelFolder, *, named: bool) -> None:
+    """A picture wants its own model: another is an error if it is the default, a warning if it was named."""
+    fingerprint = fingerprint_model(folder.path)
+    if fingerprint != record.model_fingerprint:
+        message = (
+            f"the picture was drawn with model {record.model} ({record.model_fingerprint}), but {folder.path} holds "
+            f"{folder.path.name} ({fingerprint})"
+        )
+        if not named:
+            raise InvalidRequestError(f"{message}; name the right folder with --model DIR")
+        warn(f"{message}; the new picture will differ")
+    if record.version != __version__:
+        warn(f"the picture was drawn by panoserve {record.version}, this is {__version__}; the new picture may differ")
+
+
+def _draw(job: Job) -> Panorama:
+    """Start the engine, draw the one request, stop the engine."""
+    with quiet_engine(job.verbose):
+        from panoserve import Engine
+
+        with Engine(job.folder.path, dtype=job.dtype, context=job.context) as engine:
+            return engine.generate([job.request], decode=job.decode, progress=True)[0]
+
+
+@contextmanager
+def quiet_engine(verbose: bool) -> Iterator[TextIO]:
+    """Yield the real stdout, for results; meanwhile all that vLLM, its children and C++ print goes to stderr.
+
+    Unless `verbose`, vLLM and transformers log errors only. Must be entered before vLLM is imported; a log level that
+    the user set in the environment is respected.
+    """
+    if not verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # vLLM warns once before it reads its own setting
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr), os.fdopen(os.dup(saved), "w") as results:
+            yield results
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _record(request: PanoramaRequest, job: Job) -> DrawRecord:
+    """The record of a resolved request: every value that was left open is filled in by now."""
+    named = ("prompt", "label", "width", "height", *SAMPLING)
+    return DrawRecord(
+        **{name: getattr(request, name) for name in named},
+        features=None if job.features is None else str(job.features),
+        features_fingerprint=None if job.features is None else fingerprint_files([job.features]),
+        context=job.context,
+        dtype=job.dtype,
+        model=job.folder.path.resolve().name,
+        model_fingerprint=fingerprint_model(job.folder.path),
+        version=__version__,
+    )
+
+
+def _tell(panorama: Panorama, record: DrawRecord, job: Job) -> None:
+    stats = asdict(panorama.stats)
+    if job.json:
+        print(
+            json.dumps(
+                {
+                    "path": None if job.output is None else str(job.output),
+                    "codes_path": None if job.codes is None else str(job.codes),
+                    "request": asdict(record),
+                    "truncated": panorama.truncated,
+                    "stats": stats,
+                    "codes": panorama.codes.tolist(),
+                }
+            )
+        )
+        return
+    written = " and ".join(str(path) for path in (job.output, job.codes) if path is not None)
+    print(
+        f"{written}: {record.width} x {record.height} pixels, seed {record.seed}, {stats['drawn']} codes in "
+        f"{stats['steps']} steps, {stats['seconds']:.1f} s"
+    )
+
+
+def warn(message: str) -> None:
+    print(f"panoserve: warning: {message}", file=sys.stderr)
