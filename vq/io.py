@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from panoserve.checkpoint import write_safetensors
 from panoserve.errors import ModelFolderError
 from panoserve.vq.config import VQConfig
 from panoserve.vq.model import VQModel
@@ -51,12 +52,15 @@ def load_vq(folder: Path | str, dtype: torch.dtype = torch.float32, device: torc
 
 
 def save_vq(model: VQModel, folder: Path | str) -> None:
-    """Write config.json and model.safetensors into `folder` (created if missing), each complete or not at all."""
+    """Write config.json and model.safetensors into `folder` (created if missing), each complete or not at all.
+
+    Raises CheckpointError if a weight is NaN or infinite.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.cpu() for key, value in model.state_dict().items()}
     weights, config = folder / f"{WEIGHTS_NAME}.tmp", folder / f"{CONFIG_NAME}.tmp"
-    save_file(state, weights, metadata={"format": "pt"})
+    write_safetensors(weights, state)
     config.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
     os.replace(weights, folder / WEIGHTS_NAME)
     os.replace(config, folder / CONFIG_NAME)
