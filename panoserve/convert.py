@@ -55,7 +55,7 @@ def convert_llamagen(
     vq_state = None if vq is None else open_checkpoint(vq)
     vq_config = None if vq_state is None else tokenizer.recognise(vq_state)
     if vq_config is not None and downsample not in (None, vq_config.downsample):
-        raise CheckpointError(f"--downsample is {downsample}, but the tokenizer's is {vq_config.downsample}")
+        raise CheckpointError(f"downsample is {downsample}, but the tokenizer's is {vq_config.downsample}")
     if vq_config is not None:
         downsample = vq_config.downsample
 

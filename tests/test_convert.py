@@ -140,6 +140,16 @@ def test_published_names_tell_the_grid() -> None:
     assert recognise(state, "c2i_B_384", Options(grid=16)).grid_side == 16  # what the user says comes first
 
 
+def test_the_docs_list_every_published_file() -> None:
+    """docs/checkpoints.md against configs/presets/published.yaml; XL and XXL at 256 pixels are NPP's."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    for name, entry in published().items():
+        if name in ("c2i_XL_256", "c2i_XXL_256"):
+            assert "`c2i_{B,L,XL,XXL}_256.pt` of NPP" in page
+        else:
+            assert f"| `{name}.pt` | {entry['size']} | {entry['grid']} | {16 * entry['grid']} px |" in page
+
+
 @pytest.mark.parametrize(("config", "downsample"), [(VQ_16, 16), (VQ_8, 8), (VQ_SMALL, 2)])
 def test_tokenizers_are_recognised(config: VQConfig, downsample: int) -> None:
     recognised = vq_convert.recognise(meta_state(vq_convert.expected_shapes(config)))
@@ -347,7 +357,7 @@ def test_parts_that_do_not_belong_together(save: Callable[..., Path], t5: Path) 
     assert "gives 24 features a token, but the transformer reads 32" in refusal(captions, text_encoder=t5)
     assert "class-conditional and reads no captions" in refusal(classes, text_encoder=t5)
     same_vq = save(filled_vq(VQ_SMALL).state_dict(), "vq2.pt")
-    assert "--downsample is 16, but the tokenizer's is 2" in refusal(classes, vq=same_vq, downsample=16)
+    assert "downsample is 16, but the tokenizer's is 2" in refusal(classes, vq=same_vq, downsample=16)
 
 
 def test_a_folder_that_is_no_text_encoder(save: Callable[..., Path], t5: Path) -> None:
