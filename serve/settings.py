@@ -40,13 +40,17 @@ def starting() -> Iterator[None]:
         ) from error
 
 
-def lane_bytes(config: ModelConfig, dtype: str, streams: int) -> int:
-    """KV bytes of one lane's whole window, in whole blocks."""
+def lane_blocks(config: ModelConfig) -> int:
+    """KV blocks of one lane's whole window, with the longest prefix."""
+    return -(-(config.max_prefix + config.grid.codes) // BLOCK_SIZE)
+
+
+def block_bytes(config: ModelConfig, dtype: str, streams: int) -> int:
+    """Bytes of one KV block over all layers: keys and values of both guidance streams."""
     from panoserve.models.hf_config import padded_head_dim
 
-    slots = -(-(config.max_prefix + config.grid.codes) // BLOCK_SIZE) * BLOCK_SIZE
     heads = streams * config.num_attention_heads
-    return slots * config.num_hidden_layers * 2 * heads * padded_head_dim(config.head_dim) * DTYPES[dtype]
+    return BLOCK_SIZE * config.num_hidden_layers * 2 * heads * padded_head_dim(config.head_dim) * DTYPES[dtype]
 
 
 def free_memory() -> int:
@@ -61,21 +65,21 @@ def free_memory() -> int:
 
 def cache_bytes(config: ModelConfig, dtype: str, streams: int, lanes: int, kv_cache_gib: float | None) -> int:
     """Size of the KV cache. Raises CacheTooSmallError or EnvironmentProblem with the numbers."""
-    lane = lane_bytes(config, dtype, streams)
+    block = block_bytes(config, dtype, streams)
+    one_lane = (lane_blocks(config) + 1) * block  # vLLM keeps one block for itself
     free = free_memory()
-    overhead = lane // 8  # vLLM keeps a block for itself
     if kv_cache_gib is None:
-        wanted = min(lanes * lane + overhead, int(free * MEMORY_SHARE))
+        wanted = min((lanes * lane_blocks(config) + 1) * block, int(free * MEMORY_SHARE))
     else:
         wanted = int(kv_cache_gib * GIB)
         if wanted > free:
             raise EnvironmentProblem(
                 f"kv_cache_gib is {kv_cache_gib:g}, but only {free / GIB:.1f} GiB of memory are free; ask for less"
             )
-    if wanted < lane + overhead:
+    if wanted < one_lane:
         raise CacheTooSmallError(
-            f"a KV cache of {wanted / GIB:.3f} GiB cannot hold one lane of this model, which takes "
-            f"{(lane + overhead) / GIB:.3f} GiB; set kv_cache_gib to at least that, or twice that for context 'reuse'"
+            f"a KV cache of {wanted / GIB:.4f} GiB cannot hold one lane of this model, which takes "
+            f"{one_lane / GIB:.4f} GiB; set kv_cache_gib to at least that, or twice that for context 'reuse'"
         )
     return wanted
 
@@ -101,6 +105,8 @@ def engine_args(
     config = folder.config
     streams = 2 if guidance and config.unconditional else 1
     lanes = DEFAULT_LANES if max_lanes is None else max_lanes
+    if lanes < 1:
+        raise EnvironmentProblem(f"max_lanes is {lanes}, but at least one crop must be drawn at a time")
     max_model_len = config.max_prefix + config.grid.codes + 1
     scheduler = "AsyncRedirectScheduler" if async_scheduling else "RedirectScheduler"
     return {

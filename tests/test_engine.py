@@ -14,6 +14,7 @@ from golden_models import golden_model
 from reference_drawer import draw_greedily
 
 from panoserve import Engine, PanoramaRequest
+from panoserve.errors import CacheTooSmallError
 from panoserve.redirect.plan import CONTEXTS, plan_of
 from panoserve.redirect.simulate import predict
 
@@ -26,10 +27,14 @@ def width(columns: int) -> int:
     return columns * 16
 
 
+def free_now(scheduler: Any) -> int:
+    return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+
 def free_blocks(engine: Engine) -> int:
     scheduler = engine._engine.engine_core.engine_core.scheduler
     assert not scheduler.requests and not scheduler._panoramas and not scheduler._admission.holdings
-    return scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    return free_now(scheduler)
 
 
 def test_golden_class_conditional(class_engine: Engine, golden: dict[str, Any]) -> None:
@@ -137,6 +142,43 @@ def test_seeds_repeat_and_do_not_depend_on_company(class_engine: Engine) -> None
     assert together[0].codes.tolist() != alone.codes.tolist()
     crops = alone.codes[:, 4:].unfold(1, 3, 3).unbind(1)  # the new columns of crops 1 ..
     assert len({tuple(crop.flatten().tolist()) for crop in crops}) > 1
+
+
+@pytest.mark.parametrize(("context", "lanes"), [("recompute", 1), ("reuse", 2), ("reuse", 3), ("recompute", 3)])
+def test_a_small_cache_queues_lanes(
+    class_engine: Engine, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch, context: str, lanes: int
+) -> None:
+    """Three panoramas where only `lanes` lanes fit at a time: the same codes, later, and nothing is preempted."""
+    scheduler = class_engine._engine.engine_core.engine_core.scheduler
+    monkeypatch.setattr(scheduler._admission, "blocks", lanes)  # a lane of the golden model is one block
+    most = 0
+    real_schedule = scheduler.schedule
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        nonlocal most
+        output = real_schedule(*args, **kwargs)
+        assert not output.preempted_req_ids
+        most = max(most, scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1 - free_now(scheduler))
+        return output
+
+    monkeypatch.setattr(scheduler, "schedule", schedule)
+    model = golden_model(golden["c2i"])
+    requests = [
+        PanoramaRequest(label=label, width=width(columns), height=CROP, stride=3, temperature=0.0, context=context)
+        for label, columns in ((3, 13), (7, 10), (1, 4))
+    ]
+    results = class_engine.generate(requests, decode=False, progress=False)
+    for request, result in zip(requests, results, strict=True):
+        assert result.codes.tolist() == draw_greedily(model, request).tolist()
+    assert most <= lanes
+
+
+def test_a_cache_that_can_never_do_is_an_error(class_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Context reuse needs two lanes; the message says what would help, and nothing is submitted."""
+    monkeypatch.setattr(class_engine.vllm_config.scheduler_config, "max_num_seqs", 1)
+    request = PanoramaRequest(label=1, width=width(8), height=CROP, stride=3, context="reuse")
+    with pytest.raises(CacheTooSmallError, match=r"needs 2 lanes at once .* use context='recompute'"):
+        class_engine.generate([request], decode=False, progress=False)
 
 
 def test_an_interrupted_run_frees_everything(class_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

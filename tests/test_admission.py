@@ -1,0 +1,65 @@
+"""Admission: nobody waits for ever, whatever the order in which lanes come and go."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panoserve.redirect.admission import Admission
+
+
+def test_a_reservation_is_kept_for_the_oldest() -> None:
+    admission = Admission(blocks=5, seats=5)
+    assert admission.begin("a", lane_blocks=1, guaranteed=2, lanes=9)
+    assert admission.begin("b", lane_blocks=1, guaranteed=2, lanes=9)
+    assert not admission.begin("c", lane_blocks=1, guaranteed=2, lanes=9), "only one block is not reserved"
+    assert [admission.admit("a") for _ in range(4)] == [True, True, True, False], "two stay reserved for b"
+    assert [admission.admit("b") for _ in range(3)] == [True, True, False]
+    admission.release("a")
+    assert admission.admit("b")
+
+
+def test_a_panorama_that_ends_frees_what_it_held() -> None:
+    admission = Admission(blocks=4, seats=9)
+    assert admission.begin("a", lane_blocks=2, guaranteed=2, lanes=3)
+    assert admission.admit("a")
+    assert not admission.begin("b", lane_blocks=1, guaranteed=1, lanes=1)
+    admission.end("a")
+    assert admission.begin("b", lane_blocks=1, guaranteed=1, lanes=1)
+
+
+def test_seats_count_too() -> None:
+    admission = Admission(blocks=100, seats=2)
+    assert admission.begin("a", lane_blocks=1, guaranteed=1, lanes=5)
+    assert admission.begin("b", lane_blocks=1, guaranteed=1, lanes=5)
+    assert admission.admit("a")
+    assert not admission.admit("a"), "the second seat is b's"
+    assert not admission.can_ever_hold(lane_blocks=1, lanes=3)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=6), st.integers(6, 14), st.data())
+def test_every_panorama_finishes(panoramas: list[tuple[int, int]], blocks: int, data: st.DataObject) -> None:
+    """Chains of lanes, each released only after the next is admitted (context reuse), in random order."""
+    admission = Admission(blocks, seats=8)
+    waiting = [(str(index), lane_blocks, lanes) for index, (lane_blocks, lanes) in enumerate(panoramas)]
+    running: dict[str, list[int]] = {}  # name -> [admitted, released, lanes]
+    while waiting or running:
+        while waiting and admission.begin(waiting[0][0], waiting[0][1], min(2, waiting[0][2]), waiting[0][2]):
+            name, _, lanes = waiting.pop(0)
+            running[name] = [0, 0, lanes]
+        moved = False
+        for name in data.draw(st.permutations(sorted(running))):
+            state = running[name]
+            if state[0] < state[2] and admission.admit(name):
+                state[0] += 1
+                moved = True
+            while state[1] < state[0] and (state[1] + 1 < state[0] or state[0] == state[2]):
+                state[1] += 1
+                admission.release(name)
+                moved = True
+            if state[1] == state[2]:
+                admission.end(name)
+                del running[name]
+            held = sum(holding.held * holding.lane_blocks for holding in admission.holdings.values())
+            assert held <= blocks
+        assert moved, "deadlock"
