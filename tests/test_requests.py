@@ -1,0 +1,93 @@
+"""Requests: defaults are filled in from the model, and everything wrong is named before anything runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import panoserve
+from panoserve import PanoramaRequest
+from panoserve.configs.model import ModelConfig, SamplingDefaults
+from panoserve.errors import InvalidRequestError, PanoserveError
+
+CLASS = ModelConfig.preset("B", grid_side=24, downsample=16, condition="class", num_classes=1000)
+CAPTION = ModelConfig.preset(
+    "XL",
+    grid_side=32,
+    downsample=16,
+    condition="caption",
+    caption_dim=2048,
+    caption_length=120,
+    sampling=SamplingDefaults(guidance=7.5, top_k=1000),
+)
+
+
+def test_the_public_api_fits_one_screen() -> None:
+    assert panoserve.__all__ == ["Engine", "Panorama", "PanoramaRequest", "__version__"]
+    for name in panoserve.__all__:
+        assert getattr(panoserve, name) is not None
+    with pytest.raises(AttributeError, match="public names"):
+        panoserve.Egine  # noqa: B018
+
+
+def test_defaults_come_from_the_model() -> None:
+    request = PanoramaRequest(prompt="hills").resolve(CAPTION)
+    assert (request.width, request.height, request.stride) == (6 * 512, 512, 24)
+    assert (request.guidance, request.temperature, request.top_k, request.top_p) == (7.5, 1.0, 1000, 1.0)
+    assert request.context == "reuse"
+    assert isinstance(request.seed, int)
+    again = request.resolve(CAPTION)
+    assert (again.seed, again.width, again.guidance) == (request.seed, request.width, request.guidance)
+    assert PanoramaRequest(label=3, seed=0).resolve(CLASS, "recompute").context == "recompute"
+
+
+def test_a_model_without_guidance_defaults_to_none() -> None:
+    config = replace(CLASS, unconditional=False)
+    assert PanoramaRequest(label=1).resolve(config).guidance == 1.0
+
+
+BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
+    (CLASS, {"label": 1, "width": 1000}, "width", "nearest is 992"),
+    (CLASS, {"label": 1, "width": 368}, "width", "nearest is 384"),
+    (CLASS, {"label": 1, "height": 512}, "height", "exactly one crop high: 384"),
+    (CLASS, {"label": 1, "width": 640.0}, "width", "whole number"),
+    (CLASS, {"label": 1, "stride": 0}, "stride", "from 1 to 24"),
+    (CLASS, {"label": 1, "stride": 25}, "stride", "from 1 to 24"),
+    (CLASS, {"label": 1, "prompt": "sea"}, "label", "exactly one"),
+    (CLASS, {}, "prompt", "exactly one"),
+    (CLASS, {"prompt": "sea"}, "prompt", "class-conditional; give label"),
+    (CAPTION, {"label": 3}, "label", "caption-conditional; give prompt or features"),
+    (CLASS, {"label": 1000}, "label", "from 0 to 999"),
+    (CLASS, {"label": -1}, "label", "from 0 to 999"),
+    (CLASS, {"label": True}, "label", "from 0 to 999"),
+    (CAPTION, {"prompt": "  "}, "prompt", "expected some text"),
+    (CAPTION, {"features": torch.full((3, 2048), math.nan)}, "features", "NaN"),
+    (CAPTION, {"features": torch.zeros(3, 2047)}, "features", r"\[n, 2048\]"),
+    (CAPTION, {"features": torch.zeros(121, 2048)}, "features", "1 to 120"),
+    (CAPTION, {"features": torch.zeros(0, 2048)}, "features", "1 to 120"),
+    (CAPTION, {"features": [[0.0] * 2048]}, "features", "got list|are list"),
+    (CLASS, {"label": 1, "guidance": -1.0}, "guidance", "from 0 to 100"),
+    (CLASS, {"label": 1, "guidance": math.nan}, "guidance", "from 0 to 100"),
+    (CLASS, {"label": 1, "guidance_interval": -2}, "guidance_interval", "from -1"),
+    (CLASS, {"label": 1, "temperature": math.inf}, "temperature", "from 0 to 10"),
+    (CLASS, {"label": 1, "temperature": -0.1}, "temperature", "from 0 to 10"),
+    (CLASS, {"label": 1, "top_k": 16385}, "top_k", "from 0 to 16384"),
+    (CLASS, {"label": 1, "top_p": 0.0}, "top_p", "above 0"),
+    (CLASS, {"label": 1, "top_p": 1.5}, "top_p", "from 0 to 1"),
+    (CLASS, {"label": 1, "seed": -3}, "seed", "from 0"),
+    (CLASS, {"label": 1, "context": "both"}, "context", "reuse or recompute"),
+    (replace(CLASS, unconditional=False), {"label": 1, "guidance": 2.0}, "guidance", "no unconditional branch"),
+]
+
+
+@pytest.mark.parametrize(("config", "fields", "param", "message"), BAD)
+def test_bad_requests_name_the_field(config: ModelConfig, fields: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        PanoramaRequest(**fields).resolve(config)
+    assert caught.value.param == param
+    assert isinstance(caught.value, PanoserveError)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,147 @@
+"""The parts of vLLM that we rely on and that nobody promised us: if one of these fails, a vLLM update moved something.
+
+Every private name used by redirect/, models/ and serve/ is listed here with what we assume about it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from panoserve.serve.settings import set_environment
+
+set_environment()
+vllm = pytest.importorskip("vllm")
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def test_version_is_the_pinned_one() -> None:
+    assert vllm.__version__.split("+")[0].rsplit(".", 1)[0] == "0.32"
+
+
+def test_scheduler_methods_we_override() -> None:
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    for scheduler in (Scheduler, AsyncScheduler):
+        assert parameters(scheduler.add_request) == ["request"]
+        assert parameters(scheduler.schedule) == ["throttle_prefills"]
+        assert parameters(scheduler.update_from_output) == ["scheduler_output", "model_runner_output"]
+        assert parameters(scheduler.finish_requests) == ["request_ids", "finished_status"]
+
+
+def test_sessions_behave_as_lanes_need() -> None:
+    """A session keeps its computed tokens, drops the last sample, appends the update's tokens, and takes its params."""
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request, RequestStatus, StreamingUpdate
+
+    first = {"request_id", "prompt_token_ids", "sampling_params", "pooling_params", "client_index", "arrival_time"}
+    assert first | {"mm_features", "priority", "resumable"} <= set(parameters(Request.__init__))
+
+    def request(tokens: list[int], draws: int) -> Request:
+        params = SamplingParams(max_tokens=draws)
+        return Request("lane", tokens, params, None, resumable=True)
+
+    session = request([1, 2], draws=3)
+    session.append_output_token_ids([10, 11, 12])
+    session.num_computed_tokens = 4  # the last sample was never fed
+    session.status = RequestStatus.RUNNING
+    update = StreamingUpdate.from_request(request([12, 20, 21], draws=5))
+    scheduler = type("S", (), {"hash_block_size": 32, "num_waiting_for_streaming_input": 0, "log_stats": False})()
+    Scheduler._update_request_as_session(scheduler, session, update)
+    assert session.prompt_token_ids == [1, 2, 10, 11, 12, 20, 21]
+    assert (session.num_computed_tokens, session.max_tokens, session.num_output_tokens) == (4, 5, 0)
+    assert session.status == RequestStatus.WAITING
+
+
+def test_engine_core_output_fields() -> None:
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
+    output = EngineCoreOutput(request_id="a", new_token_ids=[1], finish_reason=FinishReason.LENGTH)
+    assert hasattr(output, "kv_transfer_params") and hasattr(output, "prefill_stats") and hasattr(output, "events")
+    assert EngineCoreOutputs().outputs == [] and hasattr(EngineCoreOutputs(), "finished_requests")
+
+
+def test_connector_interface() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+    from panoserve.redirect.connector import ShiftConnector
+
+    assert parameters(KVConnectorBase_V1.__init__) == ["vllm_config", "role", "kv_cache_config"]
+    for name in KVConnectorBase_V1.__abstractmethods__:
+        assert parameters(getattr(ShiftConnector, name)) == parameters(getattr(KVConnectorBase_V1, name)), name
+    assert "has_sync_kv_loads" in SchedulerOutput.__dataclass_fields__
+
+
+def test_logits_processor_interface() -> None:
+    from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+    from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+    assert parameters(LogitsProcessor.update_state) == ["batch_update"]
+    assert parameters(LogitsProcessor.__init__) == ["vllm_config", "device", "is_pin_memory"]
+    assert parameters(process_dict_updates) == ["req_entries", "batch_update", "new_state"]
+    assert set(BatchUpdate.__dataclass_fields__) == {"batch_size", "removed", "added", "moved"}
+
+
+def test_model_interfaces() -> None:
+    from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsMultiModal
+
+    from panoserve.models.llamagen import LlamaGenForImageGeneration, LlamaGenForTextToImage
+
+    ours = parameters(LlamaGenForImageGeneration.get_mrope_input_positions)
+    assert ours == parameters(SupportsMRoPE.get_mrope_input_positions)
+    assert parameters(LlamaGenForTextToImage.embed_multimodal) == parameters(SupportsMultiModal.embed_multimodal)
+
+
+def test_guidance_rows_follow_the_batch() -> None:
+    """Rows are added, moved and removed as vLLM says; an interval ends where it should."""
+    import torch
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+
+    from panoserve.configs.wire import guidance_args
+    from panoserve.models.guidance import GuidanceProcessor
+
+    config = type("C", (), {"scheduler_config": type("S", (), {"max_num_seqs": 4})()})()
+    processor = GuidanceProcessor(config, torch.device("cpu"), False)  # type: ignore[arg-type]
+    drawn: list[int] = []
+
+    def params(scale: float, interval: int, first: int) -> SamplingParams:
+        return SamplingParams(extra_args=guidance_args(scale, interval, first))
+
+    added = [(0, params(3.0, -1, 0), None, []), (1, params(2.0, 4, 5), None, drawn)]
+    processor.update_state(BatchUpdate(batch_size=2, removed=[], added=added, moved=[]))
+    assert processor.table.scales[:, 0].tolist() == [3.0, 2.0, 1.0, 1.0], "code 5 is the last one guided"
+    drawn.append(7)
+    processor.update_state(None)
+    assert processor.table.scales[:, 0].tolist() == [3.0, 1.0, 1.0, 1.0]
+    moved = [(0, 2, MoveDirectionality.UNIDIRECTIONAL)]
+    processor.update_state(BatchUpdate(batch_size=2, removed=[], added=[], moved=moved))
+    assert processor.table.scales[:, 0].tolist() == [1.0, 1.0, 3.0, 1.0]
+    cond, uncond = torch.randn(3, 5), torch.randn(3, 5)
+    mixed = processor.table.mix(cond, uncond)
+    assert torch.equal(mixed[:2], cond[:2])
+    torch.testing.assert_close(mixed[2], uncond[2] + 3.0 * (cond[2] - uncond[2]))
+    processor.update_state(BatchUpdate(batch_size=1, removed=[2], added=[], moved=[]))
+    assert processor.table.scales[:, 0].tolist() == [1.0] * 4
+
+
+def test_both_architectures_register() -> None:
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
+    from panoserve.configs.model import CAPTION_ARCHITECTURE, CLASS_ARCHITECTURE
+    from panoserve.plugin import register
+
+    register()
+    register()
+    assert {CLASS_ARCHITECTURE, CAPTION_ARCHITECTURE} <= set(ModelRegistry.get_supported_archs())
+    assert AutoConfig.for_model("llamagen") is not None
