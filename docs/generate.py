@@ -127,9 +127,9 @@ def wavefront_svg() -> str:
     colours = ("#4477aa", "#66a5ad", "#88aa55", "#ddaa33", "#cc6655")
     width, height = plan.canvas.columns * cell, side * cell
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 20}" height="{height + 56}" '
-        f'viewBox="-10 -26 {width + 20} {height + 56}" font-family="sans-serif" font-size="12">',
-        f'<rect x="-10" y="-26" width="{width + 20}" height="{height + 56}" fill="#ffffff"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 20}" height="{height + 68}" '
+        f'viewBox="-10 -26 {width + 20} {height + 68}" font-family="sans-serif" font-size="12">',
+        f'<rect x="-10" y="-26" width="{width + 20}" height="{height + 68}" fill="#ffffff"/>',
     ]
     for lane, colour in zip(plan.lanes, colours, strict=True):
         done = (rows_done - lane.index) * side + side // 2  # the next row is half drawn
@@ -148,10 +148,13 @@ def wavefront_svg() -> str:
             'stroke-width="2"/>'
             f'<text x="{left + 2}" y="-14" fill="#333333">crop {lane.index + 1}</text>'
         )
-    parts.append(
-        f'<text x="0" y="{height + 20}" fill="#333333">full colour: drawn; pale: to come. '
-        "A crop is given the codes where its bracket overlaps the one before.</text></svg>"
+    legend = (
+        "full colour: drawn; pale: to come.",
+        "A crop is given the codes where its bracket overlaps the one before.",
     )
+    for line, text in enumerate(legend):
+        parts.append(f'<text x="0" y="{height + 18 + 16 * line}" fill="#333333">{text}</text>')
+    parts.append("</svg>")
     return "\n".join(parts) + "\n"
 
 

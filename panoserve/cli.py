@@ -193,6 +193,14 @@ def _convert(commands: Any) -> None:
     )
     llamagen.add_argument("--grid", type=int, metavar="G", help="token grid side: 16, 24 or 32")
     llamagen.add_argument("--heads", type=int, metavar="N", help="attention heads, for a size that was never published")
+    llamagen.add_argument(
+        "--downsample", type=int, metavar="D", help="pixels a code, where no --vq says it (default: 16)"
+    )
+    llamagen.add_argument(
+        "--no-null-class", action="store_true", help="the class table has no last row for `no class`: no guidance"
+    )
+    llamagen.add_argument("--dtype", choices=DTYPES, help="number format to store (default: the checkpoint's)")
+    llamagen.add_argument("--overwrite", action="store_true", help="replace a model folder that is there")
 
 
 def _doctor(commands: Any) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -102,6 +103,7 @@ def replay(arguments: argparse.Namespace) -> int:
     )
 
 
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SAMPLING = ("stride", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "seed")
 
 
@@ -175,18 +177,20 @@ def _draw(job: Job) -> Panorama:
 def quiet_engine(verbose: bool) -> Iterator[TextIO]:
     """Yield the real stdout, for results; meanwhile all that vLLM, its children and C++ print goes to stderr.
 
-    Unless `verbose`, vLLM and transformers log errors only. Must be entered before vLLM is imported; a log level that
-    the user set in the environment is respected.
+    Unless `verbose`, vLLM, transformers and torch log errors only. Must be entered before vLLM is imported; a log level
+    that the user set in the environment is respected.
     """
     if not verbose:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        for name, level in QUIET.items():
+            os.environ.setdefault(name, level)
         logging.getLogger("vllm").setLevel(logging.ERROR)  # vLLM warns once before it reads its own setting
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr), os.fdopen(os.dup(saved), "w") as results:
+        with redirect_stdout(sys.stderr), os.fdopen(os.dup(saved), "w") as results, warnings.catch_warnings():
+            if not verbose:
+                warnings.simplefilter("ignore", FutureWarning)  # vLLM's, about torch
             yield results
     finally:
         os.dup2(saved, 1)

@@ -106,6 +106,10 @@ def convert(arguments: argparse.Namespace) -> int:
         text_encoder=arguments.text_encoder,
         grid=arguments.grid,
         heads=arguments.heads,
+        downsample=arguments.downsample,
+        null_class=not arguments.no_null_class,
+        dtype=arguments.dtype,
+        overwrite=arguments.overwrite,
     )
     print(f"wrote {arguments.output}; look at it with: panoserve info --model {arguments.output}")
     return 0

@@ -368,27 +368,15 @@ def test_info(config: Any, run: Run, tmp_path: Path) -> None:
 def test_convert_passes_everything_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr("panoserve.convert.convert_llamagen", lambda *args, **kwargs: calls.append((args, kwargs)))
-    code, stdout, _ = run(
-        "convert",
-        "llamagen",
-        "c2i_B_256.pt",
-        tmp_path,
-        "--vq",
-        "vq.pt",
-        "--text-encoder",
-        "t5",
-        "--grid",
-        16,
-        "--heads",
-        2,
-    )
+    flags = ("--vq", "vq.pt", "--text-encoder", "t5", "--grid", 16, "--heads", 2, "--downsample", 8)
+    more = ("--no-null-class", "--dtype", "float16", "--overwrite")
+    code, stdout, _ = run("convert", "llamagen", "c2i_B_256.pt", tmp_path, *flags, *more)
     assert code == 0
-    assert calls == [
-        (
-            (Path("c2i_B_256.pt"), tmp_path),
-            {"vq": Path("vq.pt"), "text_encoder": Path("t5"), "grid": 16, "heads": 2},
-        )
-    ]
+    expected = {
+        "vq": Path("vq.pt"), "text_encoder": Path("t5"), "grid": 16, "heads": 2, "downsample": 8,
+        "null_class": False, "dtype": "float16", "overwrite": True,
+    }  # fmt: skip
+    assert calls == [((Path("c2i_B_256.pt"), tmp_path), expected)]
     assert stdout.startswith(f"wrote {tmp_path}")
 
 
@@ -396,7 +384,7 @@ def test_converting_what_is_no_checkpoint_is_refused(run: Run, tmp_path: Path) -
     (tmp_path / "c2i_B_256.pt").write_text("not a checkpoint")
     before = set(tmp_path.rglob("*"))
     for name in ("absent.pt", "c2i_B_256.pt"):
-        result = run("convert", "llamagen", tmp_path / name, tmp_path / "out")
+        result = run("convert", "llamagen", tmp_path / name, tmp_path / "out", "--grid", 16)
         assert_refused(result, name, tmp_path, before)
 
 
