@@ -35,10 +35,12 @@ test: setup  ## run all tests
 
 check: setup  ## lint and type-check
 	@$(BIN)/python -m ruff check .
-	@rm -rf build/typecheck && mkdir -p build
+	@$(BIN)/python -m ruff format --check .
+	@rm -rf build/typecheck build/typecheck-tmp && mkdir -p build  # mypy cannot see an editable install: give it a copy
 	@$(BIN)/python -W ignore setup.py --quiet build --build-base build/typecheck-tmp --build-lib build/typecheck
-	@MYPYPATH=build/typecheck $(BIN)/python -m mypy -p panoserve
-	@$(BIN)/python -m mypy requirements/install.py
+	@MYPYPATH=build/typecheck $(BIN)/python -m mypy -p panoserve \
+	    | sed -e 's#^build/typecheck/panoserve/\([a-z_]*\.py\)#panoserve/\1#' -e 's#^build/typecheck/panoserve/##'
+	@$(BIN)/python -m mypy requirements/install.py docs/generate.py
 
 doctor: setup  ## say what is installed and what is wrong
 	@$(BIN)/python -m panoserve.cli doctor

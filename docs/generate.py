@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -91,10 +90,8 @@ def cli_page() -> str:
 
 
 def modules(folder: str) -> list[Path]:
-    """The Python files of a folder that hold code, as git knows them or would."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", f"{folder}/*.py"]
-    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    return [path for path in sorted(ROOT / name for name in names) if path.is_file() and path.read_text().strip()]
+    """The Python files of a folder that hold something."""
+    return [path for path in sorted((ROOT / folder).rglob("*.py")) if path.read_text(encoding="utf-8").strip()]
 
 
 def summary(path: Path) -> str:

@@ -103,14 +103,17 @@ def _generate(commands: Any) -> None:
         "--seed", type=int, metavar="N", help="same seed, same picture (default: a random one, which is printed)"
     )
     parser.add_argument(
-        "--guidance", type=float, metavar="S", help="classifier-free guidance scale; 1 is off (default: the model's)"
+        "--guidance",
+        type=float,
+        metavar="S",
+        help="classifier-free guidance scale; 1 or less is off (default: the model's)",
     )
     parser.add_argument(
         "--guidance-interval",
         type=int,
         default=-1,
         metavar="I",
-        help="guide only grid positions up to I of a crop (default -1: all)",
+        help="guide only codes 0 to I + 1 of each crop, counted as upstream does (default -1: all)",
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
     parser.add_argument(

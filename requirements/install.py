@@ -125,10 +125,13 @@ def install_cpu(python: Path, torch_index: str | None) -> None:
     if not pip(python, "install", "--no-deps", *extra, *torch):
         fail("torch could not be installed" + CPU_TORCH_HINT.format(pin=torch[0].partition(" ;")[0]))
     files = [arg for name in ("cpu.txt", "dev.txt") for arg in ("-r", str(REQUIREMENTS / name))]
-    # --no-compile: byte code is written at first import, for the modules that are used
+    # --no-compile: byte code is written below instead, on all cores
     if not pip(python, "install", "--no-deps", "--no-compile", "--only-binary=:all:", *files):
         fail("pip could not install the pinned packages; its message is above. Run the same command again to go on")
     pip(python, "uninstall", "--yes", *FORBIDDEN_ON_CPU)
+    packages = python.parent.parent / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    # files that no Python 3 can compile are templates that nothing imports
+    subprocess.run([str(python), "-m", "compileall", "-qq", "-j", "0", str(packages)], check=False)
 
 
 def install_cuda(python: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import panoserve
 from panoserve.cli import build_parser
+from panoserve.cli_model import open_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,14 +47,18 @@ def test_the_file_map_covers_every_package_folder(generate: ModuleType) -> None:
 
 
 def test_every_module_says_what_it_is(generate: ModuleType) -> None:
-    silent = [str(path) for folder in generate.FOLDERS for path in generate.modules(folder) if not generate.summary(path)]
+    silent = [
+        str(path) for folder in generate.FOLDERS for path in generate.modules(folder) if not generate.summary(path)
+    ]
     assert silent == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    headings = {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+    headings = {
+        re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
+    }
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         assert "://" not in target or target.startswith("https://"), target
         if "://" in target:
@@ -83,7 +88,13 @@ def test_commands_exist_with_their_flags(page: Path) -> None:
     for words in commands(page.read_text(encoding="utf-8")):
         program = Path(words[0]).name
         if program == "panoserve":
-            build_parser().parse_args(words[1:])  # exits, failing the test, on a flag that does not exist
+            arguments = build_parser().parse_args(words[1:])  # exits, failing the test, on a flag that does not exist
+            if arguments.command == "generate" and arguments.model is None:
+                width, height = arguments.size or (None, None)
+                request = panoserve.PanoramaRequest(
+                    prompt=arguments.prompt, width=width, height=height, stride=arguments.stride
+                )
+                request.resolve(open_folder(None).config)  # raises what the embedded model does not draw
         elif program == "make":
             for word in words[1:]:
                 name, equals, _ = word.partition("=")
@@ -94,7 +105,10 @@ def test_commands_exist_with_their_flags(page: Path) -> None:
 
 def test_the_readme_starts_with_the_two_commands() -> None:
     first = next(iter(blocks(README, "sh")))
-    assert [words for words in commands(f"```sh\n{first}```") if words[0] == "make"] == [["make", "panorama"], ["make", "test"]]
+    assert [words for words in commands(f"```sh\n{first}```") if words[0] == "make"] == [
+        ["make", "panorama"],
+        ["make", "test"],
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

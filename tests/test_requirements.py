@@ -109,6 +109,7 @@ class Recorder:
         monkeypatch.setattr(install, "ensure_venv", lambda venv: venv / "bin" / "python")
         monkeypatch.setattr(install, "missing_system_packages", lambda device: [])
         monkeypatch.setattr(install, "pip", self.run)
+        monkeypatch.setattr(install.subprocess, "run", lambda command, **options: None)  # byte code
 
     def run(self, python: Path, *arguments: str) -> bool:
         self.pip.append(arguments)
