@@ -8,6 +8,7 @@ them, so that `panoserve --help` and `panoserve info` answer at once.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -39,6 +40,17 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def gib(text: str) -> float:
+    """A size in GiB."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of GiB above 0, such as 2.5")
+    return value
+
+
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], about: str, detail: str = ""
 ) -> Parser:
@@ -66,6 +78,12 @@ def _add_engine_options(parser: Parser, *, replay: bool) -> None:
         choices=list(DTYPES),
         default=None if replay else "bfloat16",
         help=f"number format of weights and cache (default: {'as drawn' if replay else 'bfloat16'})",
+    )
+    parser.add_argument(
+        "--kv-cache-gib",
+        type=gib,
+        metavar="G",
+        help="size of the KV cache in GiB (default: what 64 crops at once take, at most 40 %% of free memory)",
     )
     parser.add_argument(
         "--json",

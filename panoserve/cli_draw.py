@@ -38,6 +38,7 @@ class Job:
     folder: ModelFolder
     context: str
     dtype: str
+    kv_cache_gib: float | None
     output: Path | None
     codes: Path | None
     json: bool
@@ -72,6 +73,7 @@ def generate(arguments: argparse.Namespace) -> int:
             folder=open_folder(arguments.model),
             context=arguments.context,
             dtype=arguments.dtype,
+            kv_cache_gib=arguments.kv_cache_gib,
             output=arguments.output,
             codes=arguments.codes,
             json=arguments.json,
@@ -95,6 +97,7 @@ def replay(arguments: argparse.Namespace) -> int:
             folder=folder,
             context=arguments.context or record.context,
             dtype=arguments.dtype or record.dtype,
+            kv_cache_gib=arguments.kv_cache_gib,
             output=arguments.output or arguments.picture.with_name(f"{arguments.picture.stem}-again.png"),
             codes=None,
             json=arguments.json,
@@ -169,7 +172,8 @@ def _draw(job: Job) -> Panorama:
     with quiet_engine(job.verbose):
         from panoserve import Engine
 
-        with Engine(job.folder.path, dtype=job.dtype, context=job.context) as engine:
+        settings = {"dtype": job.dtype, "context": job.context, "kv_cache_gib": job.kv_cache_gib}
+        with Engine(job.folder.path, **settings) as engine:
             return engine.generate([job.request], decode=job.decode, progress=True)[0]
 
 

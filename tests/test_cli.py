@@ -81,9 +81,10 @@ def test_json_is_one_object_and_nothing_else(run: Run, classes: Path, tmp_path: 
     code, stdout, _ = run(
         "generate", "--label", 3, "--model", classes, "--size", "48x32", "--stride", 2, "--seed", 9, "--json",
         "--guidance", 1.5, "--guidance-interval", 4, "--temperature", 0, "--top-k", 7, "--top-p", 0.5,
-        "--context", "recompute", "--dtype", "float32", "-o", out, "--codes", codes,
+        "--context", "recompute", "--dtype", "float32", "-o", out, "--codes", codes, "--kv-cache-gib", 0.5,
     )  # fmt: skip
     assert code == 0
+    assert FakeEngine.started[0]["kv_cache_gib"] == 0.5
     answer = json.loads(stdout)
     assert answer["path"] == str(out)
     assert answer["codes_path"] == str(codes)
@@ -187,6 +188,9 @@ BAD = {
     "top_p 0": (["hills", "--top-p", "0"], "top_p"),
     "top_k negative": (["hills", "--top-k", "-5"], "top_k"),
     "negative seed": (["hills", "--seed", "-1"], "seed"),
+    "cache size nan": (["hills", "--kv-cache-gib", "nan"], "expected a number of GiB above 0"),
+    "cache size 0": (["hills", "--kv-cache-gib", "0"], "expected a number of GiB above 0"),
+    "cache size that is no number": (["hills", "--kv-cache-gib", "big"], "expected a number of GiB above 0"),
     "unknown context": (["hills", "--context", "copy"], "--context"),
     "unknown flag": (["hills", "--colour", "red"], "--colour"),
     "abbreviated flag": (["hills", "--temp", "1"], "--temp"),

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: pages made from the code are current, links lead somewhere, snippets run."""
+"""The documentation says what the code does: generated pages are current, links lead somewhere, snippets are real."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_commands_exist_with_their_flags(page: Path) -> None:
     for words in commands(page.read_text(encoding="utf-8")):
         program = Path(words[0]).name
         if program == "panoserve":
-            arguments = build_parser().parse_args(words[1:])  # exits, failing the test, on a flag that does not exist
+            arguments = build_parser().parse_args(words[1:])
             if arguments.command == "generate" and arguments.model is None:
                 width, height = arguments.size or (None, None)
                 request = panoserve.PanoramaRequest(
