@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
@@ -33,6 +31,7 @@ from panoserve.configs.model import ModelConfig
 from panoserve.models.caption import CaptionDummyInputs, CaptionInfo, CaptionProcessor
 from panoserve.models.guidance import guidance_table
 from panoserve.models.hf_config import LlamaGenConfig
+from panoserve.models.layers import FusedRMSNorm, FusedSiluAndMul
 from panoserve.models.reference import CaptionProjection, rope_rows, rope_table
 
 
@@ -115,9 +114,9 @@ class LlamaGenBlock(nn.Module):
             quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.w2",
         )
-        self.act = SiluAndMul()
-        self.attention_norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
-        self.ffn_norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.act = FusedSiluAndMul()
+        self.attention_norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.ffn_norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
 
     def forward(self, x: Tensor, residual: Tensor | None, rope: Tensor) -> tuple[Tensor, Tensor]:
         if residual is None:
@@ -146,7 +145,7 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
             LlamaGenBlock(config, vllm_config, maybe_prefix(prefix, f"layers.{index}"))
             for index in range(shape.num_hidden_layers)
         )
-        self.norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.output = ParallelLMHead(shape.vocab_size, shape.hidden_size, prefix=maybe_prefix(prefix, "output"))
         self.logits_processor = LogitsProcessor(shape.vocab_size)
         # A float32 table that `.to(bfloat16)` must not touch (facts.md 1.3), hence not a buffer of the module's dtype.
