@@ -82,7 +82,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist_with_their_flags(page: Path) -> None:
-    """`panoserve ...` is parsed by the real parser; a `make` target must be in the Makefile; `-m` modules must exist."""
+    """`panoserve ...` goes through the real parser; `make` targets must be in the Makefile, `-m` modules must exist."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     variables = set(re.findall(r"^([A-Z_]+) [?:]?=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     for words in commands(page.read_text(encoding="utf-8")):
