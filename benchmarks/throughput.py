@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -252,6 +253,7 @@ def parse(arguments: Sequence[str]) -> tuple[Workload, Path | None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     workload, path = parse(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported; the output here is the table
     result = measure(workload, lambda line: print(line, file=sys.stderr, flush=True))
     if path is not None:
         append_result(path, result)

@@ -8,10 +8,9 @@ by (rows[i], columns[i]). This is what context `reuse` does instead of running g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from panoserve.kernels.kv_layout import KVLayout, gather, scatter
@@ -44,27 +43,6 @@ class KVMove:
                 f"slots {sorted(chained)[:5]} are both source and destination of one KV move; "
                 "copy a chain in as many batches as it has links"
             )
-
-    @classmethod
-    def of(cls, runs: Iterable[tuple[Sequence[int], Sequence[int], int, int]]) -> KVMove:
-        """From (source slots, destination slots, rows, columns) of each run of slots that share a shift."""
-        source: list[int] = []
-        destination: list[int] = []
-        rows: list[int] = []
-        columns: list[int] = []
-        for run_source, run_destination, row_shift, column_shift in runs:
-            if len(run_source) != len(run_destination):
-                raise ValueError(f"a run has {len(run_source)} sources but {len(run_destination)} destinations")
-            source += run_source
-            destination += run_destination
-            rows += [row_shift] * len(run_source)
-            columns += [column_shift] * len(run_source)
-        return cls(
-            torch.tensor(source, dtype=torch.int64),
-            torch.tensor(destination, dtype=torch.int64),
-            torch.tensor(rows, dtype=torch.int32),
-            torch.tensor(columns, dtype=torch.int32),
-        )
 
     def __len__(self) -> int:
         return len(self.source)

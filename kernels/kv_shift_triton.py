@@ -16,7 +16,7 @@ from panoserve.kernels.kv_shift import KVMove
 
 
 @triton.jit
-def _slot_pointer(
+def _slot_pointer(  # type: ignore[no-untyped-def]
     base, slot, head, layer, layer_stride, block_stride, row_stride, slot_stride, head_stride,
     BLOCK_SIZE: tl.constexpr, TILE_SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -27,13 +27,13 @@ def _slot_pointer(
 
 
 @triton.jit
-def _dims(index, column_stride, dim_stride, TILE_DIMS: tl.constexpr):
+def _dims(index, column_stride, dim_stride, TILE_DIMS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Offset of head dim `index` from dim 0."""
     return (index // TILE_DIMS) * column_stride + (index % TILE_DIMS) * dim_stride
 
 
 @triton.jit
-def _move_kernel(
+def _move_kernel(  # type: ignore[no-untyped-def]
     keys, values, source, destination, cosines, sines,
     k_layer, k_block, k_row, k_slot, k_head, k_column, k_dim,
     v_layer, v_block, v_row, v_slot, v_head, v_column, v_dim,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from vllm_cache import HEADS, empty_layer, write_by_vllm
+from vllm_cache import HEADS, empty_layer, move_of, write_by_vllm
 
 from panoserve.errors import EnvironmentProblem
 from panoserve.kernels.kv_layout import CPU_TILINGS, KVLayout, flash_layout, kv_layout
@@ -53,7 +54,7 @@ def test_moved_keys_are_those_of_the_destination(
             write_by_vllm(cache, source, at(source_positions, head_dim, keys).to(dtype), values.to(dtype))
         write_by_vllm(goal, destination, at(destination_positions, head_dim, keys).to(dtype), values.to(dtype))
 
-    move = KVMove.of([(source.tolist(), destination.tolist(), -2, -11)])
+    move = move_of((source.tolist(), destination.tolist(), -2, -11))
     move_kv(layers, kv_layout(layers[0]), move, RopeSpec(head_dim))
     for layer, goal in zip(layers, expected, strict=True):
         torch.testing.assert_close(layer, goal, rtol=0, atol=TOLERANCE[dtype])
@@ -63,12 +64,10 @@ def test_moved_keys_are_those_of_the_destination(
 def random_move(slots: int, generator: torch.Generator) -> KVMove:
     """Two lanes with a shift of their own, a run that crosses a block, and a prefix that does not turn."""
     shuffled = torch.randperm(slots - 20, generator=generator)[:14] + 20
-    return KVMove.of(
-        [
-            (list(range(0, 10)), list(range(10, 20)), 0, -12),
-            (shuffled[:4].tolist(), shuffled[4:8].tolist(), -3, 7),
-            (shuffled[8:11].tolist(), shuffled[11:14].tolist(), 0, 0),
-        ]
+    return move_of(
+        (range(0, 10), range(10, 20), 0, -12),
+        (shuffled[:4].tolist(), shuffled[4:8].tolist(), -3, 7),
+        (shuffled[8:11].tolist(), shuffled[11:14].tolist(), 0, 0),
     )
 
 
@@ -95,7 +94,7 @@ def test_unshifted_moves_copy_bits(dtype: torch.dtype) -> None:
     layer[0] *= -0.0  # signed zeros, as condition rows have: they must keep their sign
     layout = kv_layout(layer)
     before = layout.read(layer, torch.arange(20))
-    move_kv([layer], layout, KVMove.of([(range(20), range(40, 60), 0, 0)]), RopeSpec(64))
+    move_kv([layer], layout, move_of((range(20), range(40, 60), 0, 0)), RopeSpec(64))
     for was, now in zip(before, layout.read(layer, torch.arange(40, 60)), strict=True):
         assert torch.equal(was.view(torch.uint8), now.view(torch.uint8))
 
@@ -104,7 +103,7 @@ def test_unshifted_slots_beside_shifted_ones_keep_their_values() -> None:
     layer = torch.randn(2, HEADS, 32, 128)
     layout = kv_layout(layer)
     before, _ = layout.read(layer, torch.arange(4))
-    move_kv([layer], layout, KVMove.of([(range(4), range(8, 12), 0, 0), ([5], [6], 1, 1)]), RopeSpec(64))
+    move_kv([layer], layout, move_of((range(4), range(8, 12), 0, 0), ([5], [6], 1, 1)), RopeSpec(64))
     assert torch.equal(layout.read(layer, torch.arange(8, 12))[0], before)
 
 
@@ -118,18 +117,19 @@ def test_layers_of_one_buffer_are_one_view_and_others_are_not() -> None:
 
 def test_moves_that_cannot_be_done_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match="both source and destination"):
-        KVMove.of([([1, 2], [2, 3], 0, -1)])
+        move_of(([1, 2], [2, 3], 0, -1))
     with pytest.raises(ValueError, match="writes one slot twice"):
-        KVMove.of([([1, 2], [5, 5], 0, -1)])
-    with pytest.raises(ValueError, match="2 sources but 1"):
-        KVMove.of([([1, 2], [5], 0, -1)])
+        move_of(([1, 2], [5, 5], 0, -1))
+    ones = torch.ones(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="must all be"):
+        KVMove(ones, ones, ones, ones[:1])
 
 
 def test_a_cache_of_another_shape_is_refused() -> None:
     layer = torch.zeros(2, HEADS, 32, 128)
     other = flash_layout(32, 80)
     with pytest.raises(EnvironmentProblem, match=r"expects \[blocks, heads, 32, 160\]"):
-        move_kv([layer], other, KVMove.of([([1], [2], 0, 0)]), RopeSpec(80))
+        move_kv([layer], other, move_of(([1], [2], 0, 0)), RopeSpec(80))
 
 
 def test_frequencies_are_upstreams() -> None:
@@ -147,13 +147,14 @@ def test_frequencies_are_upstreams() -> None:
 TRITON = """
 import torch
 from panoserve.kernels.kv_layout import CPU_TILINGS, KVLayout, flash_layout
-from panoserve.kernels.kv_shift import KVMove, move_kv_reference
+from panoserve.kernels.kv_shift import move_kv_reference
 from panoserve.kernels.kv_shift_triton import move_stack
 from panoserve.kernels.rope import RopeSpec
+from vllm_cache import move_of
 
 torch.manual_seed(0)
 rope = RopeSpec(12)  # padded to 16
-move = KVMove.of([([1, 2, 18], [40, 41, 63], -2, 3), ([33], [5], 0, 0)])
+move = move_of(([1, 2, 18], [40, 41, 63], -2, 3), ([33], [5], 0, 0))
 layouts = [KVLayout(name, 32, 16, k, v, halves=True) for name, k, v in CPU_TILINGS] + [flash_layout(32, 16)]
 for layout in layouts:
     for dtype in (torch.float32, torch.float16):
@@ -162,7 +163,7 @@ for layout in layouts:
         move_kv_reference(list(expected), layout, move, rope)
         move_stack(stack, layout, move, rope.turns(move.rows, move.columns))
         torch.testing.assert_close(stack, expected, rtol=2e-3 if dtype == torch.float16 else 1e-6, atol=1e-6)
-        move_stack(stack, layout, KVMove.of([([5], [6], 0, 0)]), None)
+        move_stack(stack, layout, move_of(([5], [6], 0, 0)), None)
         keys, _ = layout.read(stack, torch.tensor([5, 6]))
         assert torch.equal(keys[:, 0], keys[:, 1])
 print("agrees in", len(layouts), "layouts")
@@ -174,7 +175,7 @@ def test_triton_kernel_agrees_with_the_specification() -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-c", TRITON],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONSAFEPATH": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
     )

@@ -1,11 +1,14 @@
-"""A layer's KV cache as vLLM's CPU backend keeps it, written by vLLM's own operator."""
+"""A layer's KV cache as vLLM's CPU backend keeps it, written by vLLM's own operator; and moves written as runs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from panoserve.kernels.kv_layout import attention_isa
+from panoserve.kernels.kv_shift import KVMove
 
 HEADS = 3
 
@@ -25,3 +28,14 @@ def write_by_vllm(layer: Tensor, slots: Tensor, keys: Tensor, values: Tensor) ->
     isa = attention_isa(layer.dtype, block_size, width // 2)
     key_cache, value_cache = layer.view(num_blocks, heads, 2 * block_size, width // 2).chunk(2, dim=2)
     ops.cpu_attn_reshape_and_cache(keys, values, key_cache, value_cache, slots, isa)
+
+
+def move_of(*runs: tuple[Sequence[int], Sequence[int], int, int]) -> KVMove:
+    """From (source slots, destination slots, rows, columns) of each run of slots that share a shift."""
+    table = [
+        (source, destination, rows, columns)
+        for sources, destinations, rows, columns in runs
+        for source, destination in zip(sources, destinations, strict=True)
+    ]
+    source, destination, rows, columns = torch.tensor(table).T.contiguous()
+    return KVMove(source, destination, rows.int(), columns.int())
