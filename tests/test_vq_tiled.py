@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from live_memory import peak_bytes
 from vq_weights import TINY_VQ, filled_vq
 
 from panoserve.vq import tiled
-from panoserve.vq.config import VQConfig
+from panoserve.vq.config import VQ_16, VQConfig
 from panoserve.vq.fields import Moments, Stored
 from panoserve.vq.model import VQModel
 from panoserve.vq.tiled import decode_tiled, whole_decode_bytes
@@ -20,6 +22,15 @@ TOLERANCE = 1e-4  # float32, pictures in about [-1, 1]: 1/80 of a level of an 8-
 def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of the smallest width, so that small canvases have many."""
     monkeypatch.setattr(tiled, "STRIP_BYTES", 1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny operations: threads that wait for each other would be most of the time on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +88,25 @@ def test_progress_rises_to_one(model: VQModel, memory: int) -> None:
     assert all(0.0 <= fraction <= 1.0 for fraction in fractions)
 
 
-def planned_work(model: VQModel, memory: int) -> float:
-    """Multiply-adds after the latent resolution for a canvas of 6 x 40 codes."""
+def planned_work(model: VQModel, rows: int, columns: int, memory: int) -> float:
+    """Multiply-adds after the latent resolution."""
     plan = tiled._Plan()
-    latent = torch.empty(1, model.config.widths[-1], 6, 40, device="meta")
+    latent = torch.empty(1, model.config.widths[-1], rows, columns, device="meta")
     tiled._run_levels(model.decoder, Stored(latent, 3), latent, memory, plan)
     return plan.work
 
 
-def test_more_memory_means_less_work(model: VQModel) -> None:
-    nothing_kept, some, everything = (planned_work(model, memory) for memory in (0, 200_000, 10_000_000))
-    assert nothing_kept > some > everything
-    assert nothing_kept > 3 * everything
+@pytest.mark.parametrize(("rows", "columns"), [(32, 320), (256, 280)])
+def test_more_memory_never_means_more_work(rows: int, columns: int) -> None:
+    """The full-size VQ-16; the numbers in the module's docstring are per pixel, so the same for every canvas."""
+    with torch.device("meta"):
+        model = VQModel(VQ_16)
+    kib = rows * columns * 256 * 1024 // 8
+    work = [planned_work(model, rows, columns, eighths * kib) for eighths in (0, 1, 2, 3, 4, 6, 9, 100)]
+    assert work == sorted(work, reverse=True)
+    assert work[-2] == work[-1]
+    nothing, quarter, half = work[0] / work[-1], work[2] / work[-1], work[5] / work[-1]
+    assert (round(nothing, 1), round(quarter, 1), round(half, 1)) == (9.4, 3.4, 1.2)
 
 
 def test_bfloat16(model: VQModel) -> None:
@@ -110,10 +128,8 @@ def test_moments_survive_a_mean_far_from_zero() -> None:
     moments = Moments()
     for strip in x.float().split([16, 16, 8], dim=3):
         moments.add(strip)
-    affine = moments.affine(norm)
-    scale = affine.scale.double().flatten()[0]
-    expected = torch.rsqrt(x[:, :4].var(correction=0) + 1e-6)
-    torch.testing.assert_close(scale, expected, rtol=1e-4, atol=0)
+    variance = moments.affine(norm).variance.double()[0]
+    torch.testing.assert_close(variance, x[:, :4].var(correction=0), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("memory", [0, 200_000])

@@ -19,14 +19,15 @@ from panoserve.vq.layers import ResBlock, Upsample
 
 
 class Affine:
-    """GroupNorm with known statistics, followed by swish; float32 inside, like GroupNorm itself."""
+    """GroupNorm with known statistics, followed by swish: a batch norm whose statistics are given per channel."""
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
-        self.scale = scale.float().view(1, -1, 1, 1)
-        self.shift = shift.float().view(1, -1, 1, 1)
+    def __init__(self, norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> None:
+        """mean and variance of every channel's group, float32 [C]."""
+        self.mean, self.variance, self.eps = mean, variance, norm.eps
+        self.weight, self.bias = norm.weight.float(), norm.bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.silu(torch.addcmul(self.shift, x.float(), self.scale), inplace=True).to(x.dtype)
+        return F.silu(F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, eps=self.eps), inplace=True)
 
 
 class Moments:
@@ -38,14 +39,13 @@ class Moments:
         self.squares: Tensor | float = 0.0  # float64 [C], sum of squared deviations from the mean
 
     def add(self, strip: Tensor) -> None:
-        """Take in a strip [1, C, H, W] (two passes in float32 over the strip, then Chan's rule)."""
-        rows = strip.permute(0, 2, 3, 1).reshape(-1, strip.shape[1]).float()
-        count, mean = rows.shape[0], rows.mean(dim=0)
-        squares = (rows - mean).square_().sum(dim=0).double()
+        """Take in a strip [1, C, H, W] (Chan's rule)."""
+        count = strip.numel() // strip.shape[1]
+        mean, squares = _channel_moments(strip)
         delta = mean.double() - self.mean
         total = self.count + count
         self.mean = self.mean + delta * (count / total)
-        self.squares = self.squares + squares + delta.square() * (self.count * count / total)
+        self.squares = self.squares + squares.double() + delta.square() * (self.count * count / total)
         self.count = total
 
     def affine(self, norm: nn.GroupNorm) -> Affine:
@@ -54,9 +54,22 @@ class Moments:
         means = self.mean.view(norm.num_groups, -1)
         mean = means.mean(dim=1, keepdim=True)
         variance = (self.squares.view_as(means) / self.count + (means - mean).square()).mean(dim=1, keepdim=True)
-        scale = norm.weight.double().view_as(means) * torch.rsqrt(variance + norm.eps)
-        shift = norm.bias.double().view_as(means) - mean * scale
-        return Affine(scale.flatten(), shift.flatten())
+        return Affine(norm, *(value.expand_as(means).flatten().float() for value in (mean, variance)))
+
+
+def _channel_moments(strip: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations of every channel of a strip, float32 [C].
+
+    In float32 by two passes with torch's accurate sums (relative error about 1e-7). In half precision by a kernel that
+    is twice as fast and errs by about 1e-4, far less than the values themselves are rounded.
+    """
+    if strip.dtype != torch.float32:
+        unused = torch.zeros(strip.shape[1], device=strip.device)
+        mean, variance = torch.batch_norm_update_stats(strip, unused, unused.clone(), 0.0)
+        return mean, variance * (strip.numel() // strip.shape[1])
+    rows = strip.permute(0, 2, 3, 1).reshape(-1, strip.shape[1])
+    mean = rows.mean(dim=0)
+    return mean, (rows - mean).square_().sum(dim=0)
 
 
 class Field(Protocol):
