@@ -213,6 +213,9 @@ def probe_kernels(facts: Facts) -> Check:
     if uses_cuda(facts):
         return Check("kernels", "ok", "FlashAttention layout, KV moves by Triton (not run on a GPU yet)")
     head_dim = 64
+    if attention_isa(torch.bfloat16, BLOCK_SIZE, head_dim) == "amx" and not torch.cpu._init_amx():
+        advice = "bfloat16 would die with an illegal instruction: use --dtype float32 or float16, or a newer kernel"
+        return Check("kernels", "fail", "the processor has AMX, but the operating system does not allow it", advice)
     kinds = []
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         isa, layout = attention_isa(dtype, BLOCK_SIZE, head_dim), cpu_layout(dtype, BLOCK_SIZE, head_dim)

@@ -102,6 +102,14 @@ def test_a_package_without_its_entry_point_is_found(monkeypatch: pytest.MonkeyPa
     assert "vllm.general_plugins" in result.found
 
 
+def test_a_system_that_forbids_amx_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("panoserve.kernels.kv_layout.attention_isa", lambda dtype, block_size, head_dim: "amx")
+    monkeypatch.setattr("torch.cpu._init_amx", lambda: False)
+    result = doctor.probe_kernels(CPU)
+    assert result.status == "fail"
+    assert "--dtype float32" in result.advice
+
+
 def test_names_are_compared_as_indexes_do() -> None:
     assert doctor.normalise("Jinja2_x.y--Z") == "jinja2-x-y-z"
 
