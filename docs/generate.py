@@ -105,7 +105,7 @@ def file_map() -> str:
     parts = []
     for folder, role in FOLDERS.items():
         parts += [f"### {folder}/: {role}", "", "| file | what it is |", "|---|---|"]
-        parts += [f"| [{p.relative_to(ROOT)}](../{p.relative_to(ROOT)}) | {summary(p)} |" for p in modules(folder)]
+        parts += [f"| [`{p.relative_to(ROOT)}`](../{p.relative_to(ROOT)}) | {summary(p)} |" for p in modules(folder)]
         parts.append("")
     return "\n".join(parts)
 
