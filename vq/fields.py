@@ -19,15 +19,18 @@ from panoserve.vq.layers import ResBlock, Upsample
 
 
 class Affine:
-    """GroupNorm with known statistics, followed by swish: a batch norm whose statistics are given per channel."""
+    """GroupNorm with known statistics, followed by swish: x * scale + shift per channel, float32 inside."""
 
     def __init__(self, norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> None:
-        """mean and variance of every channel's group, float32 [C]."""
-        self.mean, self.variance, self.eps = mean, variance, norm.eps
-        self.weight, self.bias = norm.weight.float(), norm.bias.float()
+        """mean and variance of every channel's group, float64 [C]."""
+        scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
+        self.scale = scale.float()
+        self.shift = (norm.bias.double() - mean * scale).float()
+        self.zeros, self.ones = torch.zeros_like(self.scale), torch.ones_like(self.scale)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.silu(F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, eps=self.eps), inplace=True)
+        # A batch norm of mean 0 and variance 1 is the one fused operation that takes half precision and float32 scales.
+        return F.silu(F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, eps=0.0), inplace=True)
 
 
 class Moments:
@@ -54,7 +57,7 @@ class Moments:
         means = self.mean.view(norm.num_groups, -1)
         mean = means.mean(dim=1, keepdim=True)
         variance = (self.squares.view_as(means) / self.count + (means - mean).square()).mean(dim=1, keepdim=True)
-        return Affine(norm, *(value.expand_as(means).flatten().float() for value in (mean, variance)))
+        return Affine(norm, mean.expand_as(means).flatten(), variance.expand_as(means).flatten())
 
 
 def _channel_moments(strip: Tensor) -> tuple[Tensor, Tensor]:
