@@ -91,9 +91,7 @@ class RedirectMixin(Scheduler):
         self._advance()
         return outputs
 
-    def finish_requests(
-        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
-    ) -> list[Request]:
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         """vLLM's contract, with panoramas: one of them ends with all its lanes, by its own id or by any lane's."""
         if request_ids is None:
             ids = [*self._panoramas, *(p.id for p in self._queue), *(i for i in self.requests if LANE_MARK not in i)]

@@ -149,9 +149,7 @@ class Engine(_EngineBase):
 
         own_process = Engine._in_process is not None
         with starting():
-            self._engine = LLMEngine.from_engine_args(
-                EngineArgs(**self._arguments), enable_multiprocessing=own_process
-            )
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments), enable_multiprocessing=own_process)
         if not own_process:
             Engine._in_process = self
         self.steps = 0  # engine steps since the start

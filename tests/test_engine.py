@@ -62,9 +62,7 @@ def test_golden_captions(caption_engine: Engine, golden: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
-def test_panoramas_equal_the_reference(
-    class_engine: Engine, golden: dict[str, Any], context: str, stride: int
-) -> None:
+def test_panoramas_equal_the_reference(class_engine: Engine, golden: dict[str, Any], context: str, stride: int) -> None:
     """Overlap larger and smaller than half, a last crop that shrinks, guidance, two labels in one batch."""
     model = golden_model(golden["c2i"])
     base = {"height": CROP, "stride": stride, "guidance": 2.0, "temperature": 0.0, "context": context}
@@ -80,9 +78,7 @@ def test_panoramas_equal_the_reference(
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_caption_panoramas_equal_the_reference(
-    caption_engine: Engine, golden: dict[str, Any], context: str
-) -> None:
+def test_caption_panoramas_equal_the_reference(caption_engine: Engine, golden: dict[str, Any], context: str) -> None:
     """Two prompts of different length in one batch, guided: the unconditional stream depends on the length."""
     case = golden["t2i"]
     model = golden_model(case)
