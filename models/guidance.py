@@ -81,7 +81,10 @@ class GuidanceProcessor(LogitsProcessor):
     @staticmethod
     def _new_row(params: SamplingParams, _prompt: list[int] | None, drawn: list[int]) -> RowGuidance | None:
         values = (params.extra_args or {}).get(GUIDANCE_KEY)
-        return None if values is None else RowGuidance(*values, drawn=drawn)
+        if values is None:
+            return None
+        scale, interval, first_code = values
+        return RowGuidance(scale, interval, first_code, drawn)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         changed = process_dict_updates(self.rows, batch_update, self._new_row)

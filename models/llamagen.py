@@ -11,6 +11,7 @@ condition rows, where they are class labels (class-conditional) or placeholders 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,8 @@ class LlamaGenBlock(nn.Module):
 class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
     """Class-conditional LlamaGen (NPP's checkpoints are the same model)."""
 
+    cls_embedding: Any  # an nn.Embedding here, a CaptionProjectionWithUncond in the subclass
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
@@ -138,6 +141,7 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
         shape = config.shape
         self.shape: ModelConfig = shape
         self.streams: int = config.streams
+        self.head_padding: int = config.head_dim - shape.head_dim
         self.guidance = guidance_table(vllm_config, vllm_config.device_config.device)
         self.tok_embeddings = VocabParallelEmbedding(shape.vocab_size, shape.hidden_size)
         self.add_condition(shape)
@@ -243,11 +247,10 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
 
     def pad_heads(self, rows: Tensor) -> Tensor:
         """Zero-pad every head of a [H * hd, D] matrix to the head size that the attention kernels take."""
-        padding = self.layers[0].attention.head_dim - self.shape.head_dim
-        if padding == 0:
+        if self.head_padding == 0:
             return rows
         heads = rows.unflatten(0, (self.shape.num_attention_heads, self.shape.head_dim))
-        return nn.functional.pad(heads, (0, 0, 0, padding)).flatten(0, 1)
+        return nn.functional.pad(heads, (0, 0, 0, self.head_padding)).flatten(0, 1)
 
 
 @MULTIMODAL_REGISTRY.register_processor(CaptionProcessor, info=CaptionInfo, dummy_inputs=CaptionDummyInputs)
@@ -266,7 +269,8 @@ class LlamaGenForTextToImage(LlamaGenForImageGeneration, SupportsMultiModal):
         if captions is None:
             return []
         weight = self.cls_embedding.cap_proj.fc1.weight
-        return [self.cls_embedding.cap_proj(features.to(weight)) for features in captions]  # type: ignore[attr-defined]
+        assert isinstance(captions, torch.Tensor | list | tuple)
+        return [self.cls_embedding.cap_proj(features.to(weight)) for features in captions]
 
     def embed_input_ids(
         self,
