@@ -1,0 +1,68 @@
+"""Stage 3: encode the rendered scenes into codes, once.
+
+    python -m panoserve.train.codes WORK_DIR [--workers 2]
+
+Whole scenes are encoded, not crops: a crop's codes are then those that the same place has in a panorama. Every scene
+is shifted by less than one code, and half of them are mirrored, at random. Resumes shard by shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from panoserve.train.files import load_state, write_whole
+from panoserve.train.render import SCENES_A_SHARD, WIDTH, SceneStore, to_images
+from panoserve.train.tokenizer import MINI_VQ
+from panoserve.train.workers import run_workers, world
+from panoserve.vq.model import VQModel
+
+
+def encode_shard(model: VQModel, store: SceneStore, shard: int) -> NDArray[np.uint16]:
+    """The codes [100, 16, columns] of one shard of scenes."""
+    side = model.config.downsample
+    rows = []
+    for scene in range(shard * SCENES_A_SHARD, (shard + 1) * SCENES_A_SHARD):
+        rng = np.random.default_rng([5, scene])
+        window = store.window(scene, int(rng.integers(side)), WIDTH - side, bool(rng.random() < 0.5))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            rows.append(model.encode(to_images(window[None].copy()))[0].numpy().astype(np.uint16))
+    return np.stack(rows)
+
+
+def encode(rank: int, work: Path) -> None:
+    """Encode this process's share of the shards."""
+    state = load_state(work / "tokenizer" / "state.pt")
+    if state is None:
+        raise FileNotFoundError(f"no tokenizer in {work}; run `python -m panoserve.train.tokenizer {work}` first")
+    model = VQModel(MINI_VQ).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model.load_state_dict(state["model"])
+    store = SceneStore(work / "scenes")
+    for shard in list(store.shards)[rank :: world()]:
+        path = work / "codes" / f"{shard:04d}.npy"
+        if path.exists():
+            continue
+        codes = encode_shard(model, store, shard)
+
+        def save(temporary: Path, codes: NDArray[np.uint16] = codes) -> None:
+            with temporary.open("wb") as file:
+                np.save(file, codes)
+
+        write_whole(path, save)
+        print(path, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="encode the scenes")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    run_workers(encode, args.workers, args.work)
+
+
+if __name__ == "__main__":
+    main()

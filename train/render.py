@@ -1,0 +1,86 @@
+"""Stage 1: render wide scenes into shards of uint8 arrays, and read windows of them back.
+
+    python -m panoserve.train.render WORK_DIR [--shards N] [--start S]
+
+A shard that exists is left alone, so the command resumes. Scene number i is `sample_spec(i)`, always.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from panoserve.train.files import write_whole
+from panoserve.train.scenes import HEIGHT, draw_scene, sample_spec
+
+SCENES_A_SHARD = 100
+WIDTH = 1280  # pixels of a rendered scene; crops are windows of it
+
+
+def render_shard(folder: Path, shard: int) -> Path:
+    """Write shard number `shard` ([100, 256, 1280, 3] uint8) unless it exists; returns its path."""
+    path = folder / f"{shard:04d}.npy"
+    if not path.exists():
+        scenes = np.empty((SCENES_A_SHARD, HEIGHT, WIDTH, 3), np.uint8)
+        for i in range(SCENES_A_SHARD):
+            scenes[i] = draw_scene(sample_spec(shard * SCENES_A_SHARD + i), WIDTH)
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.save(file, scenes)
+
+        write_whole(path, save)
+    return path
+
+
+class SceneStore:
+    """The rendered scenes of a folder, memory-mapped; scene numbers index them as in `sample_spec`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shards: dict[int, NDArray[np.uint8]] = {
+            int(path.stem): np.load(path, mmap_mode="r") for path in sorted(folder.glob("[0-9]*.npy"))
+        }
+        if not self.shards:
+            raise FileNotFoundError(
+                f"no scenes in {folder}; run `python -m panoserve.train.render {folder.parent}` first"
+            )
+        self.scenes = [shard * SCENES_A_SHARD + i for shard in self.shards for i in range(SCENES_A_SHARD)]
+
+    def window(self, scene: int, left: int, width: int, flip: bool) -> NDArray[np.uint8]:
+        """Columns left .. left + width of a scene: uint8 [256, width, 3]."""
+        picture = self.shards[scene // SCENES_A_SHARD][scene % SCENES_A_SHARD, :, left : left + width]
+        return picture[:, ::-1] if flip else picture
+
+    def batch(self, rng: np.random.Generator, size: int, width: int) -> tuple[Tensor, list[int]]:
+        """Random windows as pictures [size, 3, 256, width] in [-1, 1], and the scenes they are from."""
+        scenes = [int(s) for s in rng.choice(self.scenes, size)]
+        lefts = rng.integers(0, WIDTH - width + 1, size)
+        flips = rng.random(size) < 0.5
+        windows = [self.window(s, int(x), width, bool(f)) for s, x, f in zip(scenes, lefts, flips, strict=True)]
+        return to_images(np.stack(windows)), scenes
+
+
+def to_images(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1], channels last in memory."""
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="render training scenes")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--shards", type=int, default=16, help="of 100 scenes each")
+    parser.add_argument("--start", type=int, default=0, help="first shard, to split the work over processes")
+    args = parser.parse_args()
+    for shard in range(args.start, args.shards):
+        print(render_shard(args.work / "scenes", shard), flush=True)
+
+
+if __name__ == "__main__":
+    main()

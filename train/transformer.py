@@ -1,0 +1,221 @@
+"""Stage 4: train the transformer and its text encoder together, on the codes of random crops.
+
+    python -m panoserve.train.transformer WORK_DIR [--steps N] [--workers 2]
+
+A crop is a random 16-column window of a scene, so the model learns what the middle of a panorama looks like. The first
+part of the run predicts patches of 2 x 2 codes (npp.py). Matrices are trained by Muon, everything else by AdamW.
+Resumes from WORK_DIR/transformer/state.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from panoserve.configs.model import ModelConfig, SamplingDefaults
+from panoserve.models.cleaning import clean_caption
+from panoserve.models.reference import CaptionEmbedder, ReferenceModel
+from panoserve.train.captioner import make_tokenizer, new_encoder, tokenize
+from panoserve.train.files import Progress, load_state, save_state
+from panoserve.train.muon import Muon
+from panoserve.train.npp import patch_loss
+from panoserve.train.render import SCENES_A_SHARD
+from panoserve.train.scenes import sample_spec
+from panoserve.train.scenes.captions import caption_of
+from panoserve.train.tokenizer import MINI_VQ, cosine_rate
+from panoserve.train.workers import average_gradients, run_workers
+
+MINI = ModelConfig(
+    vocab_size=MINI_VQ.codebook_size,
+    hidden_size=256,
+    num_hidden_layers=9,
+    num_attention_heads=4,
+    intermediate_size=768,
+    grid_side=16,
+    downsample=MINI_VQ.downsample,
+    condition="caption",
+    caption_dim=192,
+    caption_length=120,
+    sampling=SamplingDefaults(guidance=3.0, temperature=1.0, top_k=300, top_p=0.95),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerRecipe:
+    """How long and how fast; batches are per process."""
+
+    steps: int = 420
+    batch: int = 12
+    patch_share: float = 0.4  # of the steps: patches of 2 x 2 codes, with `patch_batch` crops a step
+    patch_batch: int = 24
+    matrix_rate: float = 0.03  # Muon
+    other_rate: float = 3e-3  # AdamW
+    warm_up: int = 10
+    weight_decay: float = 0.05
+    condition_dropout: float = 0.1
+
+    def patch(self, step: int) -> int:
+        return 2 if step < self.patch_share * self.steps else 1
+
+
+class CodeStore:
+    """The encoded scenes of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        paths = sorted(folder.glob("[0-9]*.npy"))
+        if not paths:
+            raise FileNotFoundError(
+                f"no codes in {folder}; run `python -m panoserve.train.codes {folder.parent}` first"
+            )
+        self.codes: NDArray[np.uint16] = np.concatenate([np.load(path) for path in paths])  # [scenes, 16, columns]
+        self.scenes = [int(path.stem) * SCENES_A_SHARD + i for path in paths for i in range(SCENES_A_SHARD)]
+
+    def batch(
+        self, rng: np.random.Generator, size: int, side: int, tokenizer: Any, limit: int
+    ) -> tuple[Tensor, Tensor]:
+        """Random crops as codes int64 [size, side * side], with the token ids [size, n] of fresh captions.
+
+        All captions of a batch have the same number n of tokens (n itself is random, as captions have it), so that
+        nothing is padded: attention is then plain causal attention, with exactly the prefix that serving has.
+        """
+        rows = rng.integers(len(self.codes), size=4 * size)
+        ids = tokenize(tokenizer, [clean_caption(caption_of(sample_spec(self.scenes[r]), rng)) for r in rows], limit)
+        lengths = np.array([len(i) for i in ids])
+        n = lengths[rng.integers(len(ids))]
+        near = np.flatnonzero(lengths == n)
+        chosen = near[np.arange(size) % len(near)]  # a rare length repeats its scenes, at other places
+        lefts = rng.integers(0, self.codes.shape[2] - side + 1, size=size)
+        crops = [self.codes[rows[i], :, x : x + side].reshape(-1) for i, x in zip(chosen, lefts, strict=True)]
+        return torch.from_numpy(np.stack(crops).astype(np.int64)), torch.tensor([ids[i] for i in chosen])
+
+
+class TransformerTrainer:
+    """Transformer, text encoder, their two optimisers, and the step they are at."""
+
+    def __init__(self, config: ModelConfig, recipe: TransformerRecipe, tokenizer: Any, encoder: nn.Module) -> None:
+        self.recipe, self.step, self.tokenizer, self.encoder = recipe, 0, tokenizer, encoder
+        self.model = ReferenceModel(config)
+        self.model.init_weights()
+        blocks = [*self.model.layers.named_parameters(), *self.encoder.named_parameters()]
+        matrices = [p for name, p in blocks if p.ndim == 2 and "shared" not in name and "relative" not in name]
+        chosen = {id(p) for p in matrices}
+        self.parameters = list({id(p): p for p in (*self.model.parameters(), *self.encoder.parameters())}.values())
+        others = [p for p in self.parameters if id(p) not in chosen]
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay), recipe.matrix_rate),
+            (
+                torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+                recipe.other_rate,
+            ),
+        ]
+
+    def prefix(self, ids: Tensor) -> Tensor:
+        """Embedded condition rows [B, n, D] of captions' token ids [B, n], some captions dropped for guidance."""
+        features = self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        embedder = self.model.cls_embedding
+        assert isinstance(embedder, CaptionEmbedder)
+        dropped = torch.rand(len(ids)) < self.recipe.condition_dropout
+        nothing = embedder.uncond_embedding[-ids.shape[1] :].to(features.dtype)
+        return embedder(torch.where(dropped[:, None, None], nothing[None], features))
+
+    def train_step(self, codes: Tensor, ids: Tensor) -> float:
+        """One optimisation step on codes [B, N] with captions of token ids [B, n]; returns the loss (nats a code)."""
+        with torch.autocast("cpu", torch.bfloat16):
+            prefix = self.prefix(ids).to(torch.bfloat16)
+        loss = patch_loss(self.model, codes, prefix, self.recipe.patch(self.step))
+        loss.backward()
+        average_gradients(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer, peak in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = cosine_rate(self.step, self.recipe.steps, peak, self.recipe.warm_up)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "encoder": self.encoder.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
+            "step": self.step,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.encoder.load_state_dict(state["encoder"])
+        for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+
+
+@torch.no_grad()
+def start_from_codebook(model: ReferenceModel, codebook: Tensor, width: float = 3.0) -> None:
+    """Give codes that look alike (near in `codebook` [V, code_dim], rows of length 1) like embeddings and like logits.
+
+    Random Fourier features of the codebook: what is learnt about one code holds for its neighbours from the start.
+    """
+    dim = model.config.hidden_size
+    phase = codebook @ (width * torch.randn(codebook.shape[1], dim)) + 2 * math.pi * torch.rand(dim)
+    features = math.sqrt(2) * phase.cos()  # [V, D], variance 1
+    model.tok_embeddings.weight.copy_(0.02 * features + 0.004 * torch.randn_like(features))
+    model.output.weight.copy_(0.01 * features)
+
+
+def new_trainer(recipe: TransformerRecipe) -> TransformerTrainer:
+    """The embedded model's trainer, untrained; the same weights on every call."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    encoder = new_encoder(len(tokenizer), MINI.caption_dim)
+    return TransformerTrainer(MINI, recipe, tokenizer, encoder)
+
+
+def train(rank: int, work: Path, steps: int) -> None:
+    """One process of the training run."""
+    recipe = TransformerRecipe(steps=steps)
+    trainer = new_trainer(recipe)
+    path = work / "transformer" / "state.pt"
+    if (state := load_state(path)) is not None:
+        trainer.load(state)
+    elif (tokenizer_state := load_state(work / "tokenizer" / "state.pt")) is not None:
+        codebook = tokenizer_state["model"]["quantize.embedding.weight"]
+        start_from_codebook(trainer.model, nn.functional.normalize(codebook, dim=1))
+    torch.manual_seed(1000 * trainer.step + rank)
+    store = CodeStore(work / "codes")
+    progress = Progress(work / "transformer" / "log.jsonl")
+    recent: list[float] = []
+    while trainer.step < steps:
+        size = recipe.patch_batch if recipe.patch(trainer.step) > 1 else recipe.batch
+        rng = np.random.default_rng([9, trainer.step, rank])
+        codes, ids = store.batch(rng, size, MINI.grid_side, trainer.tokenizer, MINI.caption_length)
+        recent = [*recent[-9:], trainer.train_step(codes, ids)]
+        if rank == 0 and trainer.step % 10 == 0:
+            progress.report(trainer.step, loss=float(np.mean(recent)), patch=recipe.patch(trainer.step - 1))
+        if trainer.step % 20 == 0:
+            store = CodeStore(work / "codes")  # more may have been encoded meanwhile
+            if rank == 0:
+                save_state(path, trainer.state())
+    if rank == 0:
+        save_state(path, trainer.state())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train the transformer and the text encoder")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--steps", type=int, default=TransformerRecipe().steps)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    args = parser.parse_args()
+    run_workers(train, args.workers, args.work, args.steps)
+
+
+if __name__ == "__main__":
+    main()
