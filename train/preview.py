@@ -18,7 +18,7 @@ from torch import Tensor
 from panoserve.configs.model import ModelConfig, SamplingDefaults
 from panoserve.models.reference import CaptionEmbedder, ReferenceLane, ReferenceModel
 from panoserve.models.text import TextEncoder
-from panoserve.vq.checkpoint import load_vq
+from panoserve.vq.io import load_vq
 from panoserve.vq.images import to_pil
 
 
