@@ -1,14 +1,13 @@
-"""vLLM's RMSNorm and SiLU-and-multiply with the CPU kernels that vLLM 0.32 compiles but does not dispatch to.
+"""vLLM's RMSNorm with the CPU kernels that vLLM 0.32 compiles but does not dispatch to.
 
-Its own CPU path runs each of them as five to eight small torch operators, which at the few rows of a decode step cost
-more than the arithmetic (figures in docs/log.md). On other devices these are vLLM's layers, unchanged.
+Its own CPU path runs a norm as eight small torch operators, which at the few rows of a decode step cost more than the
+arithmetic (figures in docs/log.md). On other devices this is vLLM's layer, unchanged.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 
 
@@ -21,13 +20,4 @@ class FusedRMSNorm(RMSNorm):
             return x, residual
         out = torch.empty_like(x)
         torch.ops._C.rms_norm(out, x, self.weight.data, self.variance_epsilon)
-        return out
-
-
-class FusedSiluAndMul(SiluAndMul):
-    """silu(first half) * second half of the last axis."""
-
-    def forward_cpu(self, x: Tensor) -> Tensor:
-        out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-        torch.ops._C.silu_and_mul(out, x)
         return out

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -32,7 +33,7 @@ from panoserve.configs.model import ModelConfig
 from panoserve.models.caption import CaptionDummyInputs, CaptionInfo, CaptionProcessor
 from panoserve.models.guidance import guidance_table
 from panoserve.models.hf_config import LlamaGenConfig
-from panoserve.models.layers import FusedRMSNorm, FusedSiluAndMul
+from panoserve.models.layers import FusedRMSNorm
 from panoserve.models.reference import CaptionProjection, rope_rows, rope_table
 
 
@@ -115,7 +116,7 @@ class LlamaGenBlock(nn.Module):
             quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.w2",
         )
-        self.act = FusedSiluAndMul()
+        self.act = SiluAndMul()
         self.attention_norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.ffn_norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
 
