@@ -132,5 +132,6 @@ def engine_args(
         },
         "hf_overrides": {"streams": streams},
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "seed": 0,
     }

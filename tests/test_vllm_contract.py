@@ -145,3 +145,13 @@ def test_both_architectures_register() -> None:
     register()
     assert {CLASS_ARCHITECTURE, CAPTION_ARCHITECTURE} <= set(ModelRegistry.get_supported_archs())
     assert AutoConfig.for_model("llamagen") is not None
+
+
+def test_registering_asks_for_amx() -> None:
+    """Without the permission, vLLM's bfloat16 attention on a processor with AMX ends in an illegal instruction."""
+    import torch
+
+    from panoserve.plugin import register
+
+    register()
+    assert torch.cpu._init_amx() == torch.cpu._is_amx_tile_supported()
