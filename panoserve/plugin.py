@@ -12,8 +12,8 @@ def register() -> None:
     from panoserve.configs.model import CAPTION_ARCHITECTURE, CLASS_ARCHITECTURE, MODEL_TYPE
     from panoserve.models.hf_config import LlamaGenConfig
 
-    # vLLM's attention uses AMX tiles where the processor has them, but leaves it to other libraries to ask Linux for the
-    # permission; with a small model none of them does, and the first step dies of an illegal instruction.
+    # vLLM's attention uses AMX tiles where the processor has them, but leaves it to other libraries to ask Linux for
+    # the permission; with a small model none of them does, and the first step dies of an illegal instruction.
     torch.cpu._init_amx()
     AutoConfig.register(MODEL_TYPE, LlamaGenConfig, exist_ok=True)
     known = ModelRegistry.get_supported_archs()
