@@ -18,8 +18,8 @@ from torch import Tensor
 from panoserve.configs.model import ModelConfig, SamplingDefaults
 from panoserve.models.reference import CaptionEmbedder, ReferenceLane, ReferenceModel
 from panoserve.models.text import TextEncoder
-from panoserve.vq.io import load_vq
 from panoserve.vq.images import to_pil
+from panoserve.vq.io import load_vq
 
 
 def sample(logits: Tensor, sampling: SamplingDefaults, generator: torch.Generator) -> int:
@@ -34,7 +34,6 @@ def sample(logits: Tensor, sampling: SamplingDefaults, generator: torch.Generato
     return int(order.indices[chosen])
 
 
-@torch.inference_mode()
 def draw_crop(
     model: ReferenceModel, prefix: Tensor, known: Tensor, sampling: SamplingDefaults, generator: torch.Generator
 ) -> Tensor:
@@ -50,6 +49,7 @@ def draw_crop(
     return torch.tensor(flat).view_as(known)
 
 
+@torch.inference_mode()
 def draw_panorama(
     model: ReferenceModel, features: Tensor, columns: int, stride: int, sampling: SamplingDefaults, seed: int
 ) -> Tensor:

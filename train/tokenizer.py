@@ -125,6 +125,17 @@ def revive_codes(model: VQModel, counts: Tensor, latents: Tensor) -> int:
     return len(dead)
 
 
+def make_optimizers(
+    model: nn.Module, matrix_rate: float, other_rate: float
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """(optimiser, peak rate) pairs: Muon for hidden convolutions, Adam for first and last ones, norms and biases."""
+    hidden = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d) and min(m.weight.shape[:2]) > 8}
+    matrices = [p for p in model.parameters() if id(p) in hidden]
+    others = [p for p in model.parameters() if id(p) not in hidden]
+    muon, adam = Muon(matrices, lr=matrix_rate), torch.optim.Adam(others, lr=other_rate, betas=(0.9, 0.98), fused=True)
+    return [(muon, matrix_rate), (adam, other_rate)]
+
+
 class TokenizerTrainer:
     """One VQ model, its optimiser, and the step they are at."""
 
@@ -132,17 +143,7 @@ class TokenizerTrainer:
         self.recipe, self.step = recipe, 0
         self.model = VQModel(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         speed_up_norms(self.model)
-        hidden = {
-            id(m.weight)
-            for name, m in self.model.named_modules()
-            if isinstance(m, nn.Conv2d) and m.weight.shape[0] > 8 and m.weight.shape[1] > 8
-        }
-        matrices = [p for p in self.model.parameters() if id(p) in hidden]
-        others = [p for p in self.model.parameters() if id(p) not in hidden]
-        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-            (Muon(matrices, lr=recipe.matrix_rate), recipe.matrix_rate),
-            (torch.optim.Adam(others, lr=recipe.other_rate, betas=(0.9, 0.98), fused=True), recipe.other_rate),
-        ]
+        self.optimizers = make_optimizers(self.model, recipe.matrix_rate, recipe.other_rate)
         self.counts = torch.zeros(config.codebook_size, dtype=torch.long)
         self.recent: list[Tensor] = []  # latents of the last steps [n, code_dim]
 

@@ -1,0 +1,193 @@
+"""The training code: each trainer learns, patches are what facts.md 4.1 says, and the exported folder loads."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from panoserve.configs.model import ModelConfig
+from panoserve.models.reference import ReferenceModel
+from panoserve.models.text import TextEncoder
+from panoserve.train import captioner
+from panoserve.train.export import export_model
+from panoserve.train.fast import causal_logits
+from panoserve.train.muon import orthogonalise
+from panoserve.train.npp import patch_logits, patch_loss, patches
+from panoserve.train.preview import draw_panorama, load_transformer
+from panoserve.train.tokenizer import TokenizerRecipe, TokenizerTrainer, cosine_rate, revive_codes, start_codebook
+from panoserve.train.transformer import TransformerRecipe, TransformerTrainer
+from panoserve.vq.config import VQConfig
+from panoserve.vq.io import load_vq
+from panoserve.vq.model import VQModel
+
+GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden" / "golden.pt"
+
+SMALL_VQ = VQConfig(
+    channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    z_channels=8,
+    codebook_size=32,
+    code_dim=4,
+    norm_groups=1,
+)
+SMALL = ModelConfig(
+    vocab_size=32,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=128,
+    grid_side=4,
+    downsample=2,
+    condition="caption",
+    caption_dim=32,
+    caption_length=20,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> object:
+    return captioner.make_tokenizer(captions=300)
+
+
+def _trainer(tokenizer: object, **recipe: float) -> TransformerTrainer:
+    torch.manual_seed(0)
+    encoder = captioner.new_encoder(len(tokenizer), width=32, layers=1)  # type: ignore[arg-type]
+    return TransformerTrainer(SMALL, TransformerRecipe(warm_up=1, **recipe), tokenizer, encoder)  # type: ignore[arg-type]
+
+
+def _random_model() -> ReferenceModel:
+    torch.manual_seed(1)
+    model = ReferenceModel(SMALL)
+    model.init_weights()
+    torch.nn.init.normal_(model.output.weight, std=0.1)
+    return model.eval()
+
+
+def test_the_fast_layers_compute_the_reference_function() -> None:
+    model = _random_model()
+    codes, prefix = torch.randint(0, 32, (3, 15)), torch.randn(3, 5, 64)
+    x = torch.cat([prefix, model.tok_embeddings(codes)], dim=1)
+    fast = causal_logits(model, x, torch.arange(20) - 5)[:, 4:]
+    torch.testing.assert_close(fast, model(codes, prefix), rtol=1e-4, atol=1e-5)
+
+
+def test_patches_of_one_code_give_the_plain_loss() -> None:
+    model = _random_model()
+    codes, prefix = torch.randint(0, 32, (3, 16)), torch.randn(3, 5, 64)
+    plain = torch.nn.functional.cross_entropy(model(codes[:, :-1], prefix).flatten(0, 1), codes.flatten())
+    torch.testing.assert_close(patch_loss(model, codes, prefix, 1), plain, rtol=1e-4, atol=1e-5)
+    assert patch_logits(model, codes, prefix, 2).shape == (3, 4, 32)
+
+
+def test_a_patch_holds_its_square_in_raster_order() -> None:
+    grid = torch.arange(16)[None]
+    assert patches(grid, side=4, patch=2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_muon_updates_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(24, 60)))
+    assert values.min() > 0.5 and values.max() < 1.5
+
+
+def test_the_rate_warms_up_and_falls_to_its_floor() -> None:
+    rates = [cosine_rate(step, 100, 1.0, 10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.03)
+
+
+def test_tokenizer_steps_lower_the_loss_with_and_without_codebook() -> None:
+    torch.manual_seed(0)
+    trainer = TokenizerTrainer(SMALL_VQ, TokenizerRecipe(steps=30, warm_up=2, continuous_steps=15, revive_every=10))
+    images = torch.rand(2, 3, 1, 1).expand(2, 3, 16, 16) * 2 - 1
+    losses = [trainer.train_step(images)["loss"] for _ in range(30)]
+    assert losses[14] < 0.7 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_resumed_tokenizer_takes_the_same_step() -> None:
+    torch.manual_seed(0)
+    recipe = TokenizerRecipe(steps=20, continuous_steps=20)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    first = TokenizerTrainer(SMALL_VQ, recipe)
+    first.train_step(images)
+    second = TokenizerTrainer(SMALL_VQ, recipe)
+    second.load(first.state())
+    assert first.train_step(images)["loss"] == pytest.approx(second.train_step(images)["loss"], rel=1e-3)
+
+
+def test_unused_codes_move_onto_latents() -> None:
+    torch.manual_seed(0)
+    model = VQModel(SMALL_VQ)
+    latents = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0, 0]]).repeat(40, 1), dim=1)
+    start_codebook(model, torch.nn.functional.normalize(torch.randn(200, 4), dim=1))
+    counts = torch.ones(32, dtype=torch.long)
+    counts[7] = 0
+    before = model.quantize.codebook()[6].clone()
+    assert revive_codes(model, counts, latents) == 1
+    assert model.quantize.codebook()[7, 0] > 0.95
+    torch.testing.assert_close(model.quantize.codebook()[6], before)
+
+
+@pytest.mark.parametrize("patch_share", [0.0, 1.0])
+def test_transformer_steps_lower_the_loss(tokenizer: object, patch_share: float) -> None:
+    trainer = _trainer(tokenizer, steps=25, patch_share=patch_share)
+    codes = torch.randint(0, 4, (8, 1)).expand(8, 16)
+    ids = torch.tensor([captioner.tokenize(tokenizer, ["a red sunset"], 20)[0]] * 8)
+    losses = [trainer.train_step(codes, ids) for _ in range(25)]
+    assert losses[0] == pytest.approx(np.log(32), rel=0.01)  # the output layer starts at zero
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_captions_become_words_with_one_end_token(tokenizer: object) -> None:
+    ids, other = captioner.tokenize(tokenizer, ["a red sunset", "xylophones"], 20)
+    assert ids[-1] == captioner.END and ids.count(captioner.END) == 1 and len(ids) == 4
+    assert captioner.UNKNOWN not in other and len(other) > 5  # spelled out
+
+
+def test_an_exported_folder_loads_and_draws(tokenizer: object, tmp_path: Path) -> None:
+    trainer = _trainer(tokenizer, steps=1)
+    vq = VQModel(SMALL_VQ)
+    parts = (trainer.model.state_dict(), SMALL_VQ, vq.state_dict(), trainer.encoder, tokenizer)
+    export_model(tmp_path, SMALL, *parts)
+    assert ModelConfig.load(tmp_path) == SMALL
+    loaded = load_transformer(tmp_path)
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    text = TextEncoder(tmp_path / "text_encoder", SMALL.caption_length, torch.float32).encode(["a red sunset"])[0]
+    assert text.features.shape == (4, SMALL.caption_dim)
+    sampling = dataclasses.replace(SMALL.sampling, top_k=4)
+    codes = draw_panorama(loaded, text.features, columns=7, stride=2, sampling=sampling, seed=0)
+    assert codes.shape == (4, 7) and codes.min() >= 0
+    assert load_vq(tmp_path / "vq").decode(codes[None]).shape == (1, 3, 8, 14)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="golden vectors lie beside the clone")
+@pytest.mark.parametrize("patch", [1, 2])
+def test_golden_npp_losses(patch: int) -> None:
+    """facts.md 9: g 8, labels without a null row, no dropout."""
+    golden = torch.load(GOLDEN, weights_only=True)["npp"]
+    shape = golden["cfg"]
+    model = ReferenceModel(
+        ModelConfig(
+            vocab_size=shape["vocab"],
+            hidden_size=shape["dim"],
+            num_hidden_layers=shape["n_layer"],
+            num_attention_heads=shape["n_head"],
+            intermediate_size=golden["sd"]["layers.0.feed_forward.w1.weight"].shape[0],
+            grid_side=shape["g"],
+            downsample=16,
+            condition="class",
+            num_classes=shape["classes"],
+            unconditional=False,
+        )
+    )
+    model.load_state_dict(golden["sd"])
+    prefix = model.cls_embedding(golden["labels"])
+    loss = patch_loss(model, golden["tokens"], prefix, patch)
+    assert loss.item() == pytest.approx(float(golden["losses"][patch]), abs=2e-5)
