@@ -44,7 +44,7 @@ MINI = ModelConfig(
     condition="caption",
     caption_dim=192,
     caption_length=120,
-    sampling=SamplingDefaults(guidance=3.0, temperature=1.0, top_k=300, top_p=0.95),
+    sampling=SamplingDefaults(guidance=5.0, temperature=1.0, top_k=0, top_p=0.92),
 )
 
 

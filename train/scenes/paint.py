@@ -6,13 +6,14 @@ Everything is a function of x in pixels, so that a scene may have any width, and
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panoserve.train.scenes.palette import Color
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Rng = np.random.Generator
 
 

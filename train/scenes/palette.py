@@ -6,13 +6,14 @@ All colours are float32 RGB in 0..1.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panoserve.train.scenes.spec import SceneSpec
 
-Color = NDArray[np.float32]
+Color = NDArray[np.floating[Any]]
 
 
 def rgb(code: str) -> Color:
