@@ -40,7 +40,7 @@ check: setup  ## lint and type-check
 	@$(BIN)/python -W ignore setup.py --quiet build --build-base build/typecheck-tmp --build-lib build/typecheck
 	@MYPYPATH=build/typecheck $(BIN)/python -m mypy -p panoserve \
 	    | sed -e 's#^build/typecheck/panoserve/\([a-z_]*\.py\)#panoserve/\1#' -e 's#^build/typecheck/panoserve/##'
-	@$(BIN)/python -m mypy requirements/install.py docs/generate.py
+	@MYPYPATH=build/typecheck $(BIN)/python -m mypy requirements/install.py docs/generate.py
 
 doctor: setup  ## say what is installed and what is wrong
 	@$(BIN)/python -m panoserve.cli doctor
