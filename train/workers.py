@@ -28,7 +28,6 @@ def run_workers(work: Callable[..., None], workers: int, *args: Any) -> None:
 
 
 def _start(rank: int, work: Callable[..., None], workers: int, store: Path, args: tuple[Any, ...]) -> None:
-    os.setsid()  # Linux shares the processor between sessions first (autogroup), then between their processes
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     work(rank, *args)
