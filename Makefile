@@ -15,8 +15,8 @@ TORCH_INDEX ?=
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
     if "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then echo "$$p"; break; fi; done)
 BIN := .venv/bin
-PROMPT := a red sunset over the sea with distant mountains
-SEED := 1
+PROMPT := an orange sunset over the hills
+SEED := 2
 
 .PHONY: help setup panorama test check doctor docs clean
 
@@ -28,7 +28,7 @@ setup:  ## make .venv, or bring it up to date
 	@$(PYTHON) requirements/install.py --device $(DEVICE) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 panorama: setup  ## draw out/panorama.png with the model in assets/
-	@$(BIN)/python -m panoserve.cli generate "$(PROMPT)" --seed $(SEED) -o out/panorama.png
+	@$(BIN)/python -m panoserve.cli generate "$(PROMPT)" --stride 8 --seed $(SEED) -o out/panorama.png
 
 test: setup  ## run all tests
 	@$(BIN)/python -m pytest

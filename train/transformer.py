@@ -52,7 +52,7 @@ MINI = ModelConfig(
 class TransformerRecipe:
     """How long and how fast; batches are per process."""
 
-    steps: int = 500
+    steps: int = 900
     batch: int = 12
     patch_share: float = 0.4  # of the steps: patches of 2 x 2 codes, with `patch_batch` crops a step
     patch_batch: int = 24
