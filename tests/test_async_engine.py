@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,4 @@ def test_rows_stream_in_order(golden: dict[str, Any], tmp_path: Path) -> None:
             assert panorama.stats.drawn == 4 * 13
 
     asyncio.run(scenario())
+    gc.collect()  # vLLM's AsyncLLM complains if it is collected only when the interpreter exits
