@@ -26,12 +26,13 @@ def golden() -> dict[str, Any]:
 
 
 def start_engine(case: dict[str, Any], folder: Path, **options: Any) -> Any:
-    """An in-process float32 engine with a golden case's weights."""
-    from golden_models import golden_model, write_folder
-
+    """A float32 engine with a golden case's weights, converted as a user would convert a checkpoint."""
     from panoserve import Engine
+    from panoserve.convert import convert_llamagen
 
-    return Engine(write_folder(golden_model(case), folder), dtype="float32", **options)
+    torch.save({"model": case["sd"]}, folder / "golden.pt")
+    convert_llamagen(folder / "golden.pt", folder / "model", grid=case["cfg"]["g"], heads=case["cfg"]["n_head"])
+    return Engine(folder / "model", dtype="float32", **options)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,6 @@ from panoserve.vq import convert as vq_convert
 from panoserve.vq.config import VQ_8, VQ_16, VQConfig
 from panoserve.vq.io import load_vq
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "golden.pt"
 VQ_SMALL = VQConfig(
     channels=32, channel_multipliers=(1, 2), num_res_blocks=1, z_channels=8, codebook_size=97, code_dim=4
 )
@@ -270,11 +269,8 @@ def test_safetensors_and_old_torch_files_are_read_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["c2i", "t2i"])
-def test_golden_models_convert(kind: str, save: Callable[..., Path], tmp_path: Path) -> None:
-    if not GOLDEN.is_file():
-        pytest.skip(f"golden vectors are not at {GOLDEN}")
-    golden = torch.load(GOLDEN, weights_only=True)[kind]
-    config = convert_llamagen(save({"model": golden["sd"]}), tmp_path / "out", grid=4, heads=2)
+def test_golden_models_convert(kind: str, golden: dict[str, Any], save: Callable[..., Path], tmp_path: Path) -> None:
+    config = convert_llamagen(save({"model": golden[kind]["sd"]}), tmp_path / "out", grid=4, heads=2)
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (64, 3, 97)
     assert config.num_classes == (10 if kind == "c2i" else 0)
 
