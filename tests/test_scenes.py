@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panoserve.train.scenes import HEIGHT, SceneSpec, draw_scene, sample_spec
+from panoserve.train.scenes import DRAWN_HEIGHT, SceneSpec, draw_scene, sample_spec
 from panoserve.train.scenes.captions import caption_of
 from panoserve.train.scenes.sky import HORIZON
 from panoserve.train.scenes.spec import EXTRAS, FEATURES, MOODS, TIMES
@@ -30,7 +30,7 @@ def test_a_seed_always_draws_the_same_scene_and_another_seed_another_one() -> No
 def test_every_feature_with_every_extra_fills_the_picture(feature: str) -> None:
     for extra in EXTRAS[feature]:
         picture = draw_scene(_spec(feature=feature, extra=extra), 96)
-        assert picture.shape == (HEIGHT, 96, 3) and picture.dtype == np.uint8
+        assert picture.shape == (DRAWN_HEIGHT, 96, 3) and picture.dtype == np.uint8
         assert picture[:HORIZON].std() > 1 and picture[HORIZON:].std() > 1
 
 

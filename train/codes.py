@@ -23,7 +23,7 @@ from panoserve.vq.model import VQModel
 
 
 def encode_shard(model: VQModel, store: SceneStore, shard: int) -> NDArray[np.uint16]:
-    """The codes [100, 16, columns] of one shard of scenes."""
+    """The codes [100, 24, columns] of one shard of scenes."""
     side = model.config.downsample
     rows = []
     for scene in range(shard * SCENES_A_SHARD, (shard + 1) * SCENES_A_SHARD):

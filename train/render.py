@@ -13,22 +13,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from panoserve.train.files import write_whole
-from panoserve.train.scenes import HEIGHT, draw_scene, sample_spec
+from panoserve.train.scenes import DRAWN_HEIGHT, draw_scene, sample_spec
 
 SCENES_A_SHARD = 100
-WIDTH = 1280  # pixels of a rendered scene; crops are windows of it
+HEIGHT, WIDTH = 192, 960  # pixels of a stored scene; crops are windows of it
+
+
+def render_scene(scene: int) -> NDArray[np.uint8]:
+    """Scene number `scene` as uint8 [192, 960, 3]: drawn a third larger and averaged down, which smooths its edges."""
+    drawn = draw_scene(sample_spec(scene), WIDTH * DRAWN_HEIGHT // HEIGHT)
+    return np.asarray(Image.fromarray(drawn).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
 
 
 def render_shard(folder: Path, shard: int) -> Path:
-    """Write shard number `shard` ([100, 256, 1280, 3] uint8) unless it exists; returns its path."""
+    """Write shard number `shard` ([100, 192, 960, 3] uint8) unless it exists; returns its path."""
     path = folder / f"{shard:04d}.npy"
     if not path.exists():
         scenes = np.empty((SCENES_A_SHARD, HEIGHT, WIDTH, 3), np.uint8)
         for i in range(SCENES_A_SHARD):
-            scenes[i] = draw_scene(sample_spec(shard * SCENES_A_SHARD + i), WIDTH)
+            scenes[i] = render_scene(shard * SCENES_A_SHARD + i)
 
         def save(temporary: Path) -> None:
             with temporary.open("wb") as file:
@@ -52,12 +59,12 @@ class SceneStore:
         self.scenes = [shard * SCENES_A_SHARD + i for shard in self.shards for i in range(SCENES_A_SHARD)]
 
     def window(self, scene: int, left: int, width: int, flip: bool) -> NDArray[np.uint8]:
-        """Columns left .. left + width of a scene: uint8 [256, width, 3]."""
+        """Columns left .. left + width of a scene: uint8 [192, width, 3]."""
         picture = self.shards[scene // SCENES_A_SHARD][scene % SCENES_A_SHARD, :, left : left + width]
         return picture[:, ::-1] if flip else picture
 
     def batch(self, rng: np.random.Generator, size: int, width: int) -> tuple[Tensor, list[int]]:
-        """Random windows as pictures [size, 3, 256, width] in [-1, 1], and the scenes they are from."""
+        """Random windows as pictures [size, 3, 192, width] in [-1, 1], and the scenes they are from."""
         scenes = [int(s) for s in rng.choice(self.scenes, size)]
         lefts = rng.integers(0, WIDTH - width + 1, size)
         flips = rng.random(size) < 0.5

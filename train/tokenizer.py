@@ -29,10 +29,10 @@ from panoserve.vq.model import VQModel
 
 MINI_VQ = VQConfig(
     channels=16,
-    channel_multipliers=(1, 2, 4, 8, 8),
+    channel_multipliers=(1, 2, 4, 8),
     num_res_blocks=1,
     z_channels=64,
-    codebook_size=2048,
+    codebook_size=1024,
     code_dim=8,
     norm_groups=1,  # more would be almost instance norm at this width, which loses the colour of the whole picture
 )
@@ -42,13 +42,13 @@ MINI_VQ = VQConfig(
 class TokenizerRecipe:
     """How long and how fast. A *phase* is (share of the steps it ends at, windows a step and process, pixels wide)."""
 
-    steps: int = 1000
+    steps: int = 3000
     matrix_rate: float = 0.02  # Muon
     other_rate: float = 1.5e-3  # Adam
     warm_up: int = 30
-    continuous_steps: int = 150  # before the codebook exists
+    continuous_steps: int = 300  # before the codebook exists
     revive_every: int = 50
-    phases: tuple[tuple[float, int, int], ...] = ((0.85, 2, 128), (1.0, 1, 256))
+    phases: tuple[tuple[float, int, int], ...] = ((0.85, 3, 128), (1.0, 1, 384))
 
     def phase(self, step: int) -> tuple[int, int]:
         """(windows, pixels wide) of a step."""

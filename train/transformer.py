@@ -2,8 +2,9 @@
 
     python -m panoserve.train.transformer WORK_DIR [--steps N] [--workers 2]
 
-A crop is a random 16-column window of a scene, so the model learns what the middle of a panorama looks like. The first
-part of the run predicts patches of 2 x 2 codes (npp.py). Matrices are trained by Muon, everything else by AdamW.
+A crop is a random 24-column window of a scene, so the model learns what the middle of a panorama looks like. The first
+parts of the run predict patches of 4 x 4 and of 2 x 2 codes (npp.py). Matrices are trained by Muon, everything else by
+AdamW.
 Resumes from WORK_DIR/transformer/state.pt.
 """
 
@@ -39,7 +40,7 @@ MINI = ModelConfig(
     num_hidden_layers=9,
     num_attention_heads=4,
     intermediate_size=768,
-    grid_side=16,
+    grid_side=24,
     downsample=MINI_VQ.downsample,
     condition="caption",
     caption_dim=192,
@@ -50,20 +51,22 @@ MINI = ModelConfig(
 
 @dataclass(frozen=True, slots=True)
 class TransformerRecipe:
-    """How long and how fast; batches are per process."""
+    """How long and how fast. A *phase* is (share of the steps it ends at, side of a patch, crops a step and process)."""
 
-    steps: int = 900
-    batch: int = 12
-    patch_share: float = 0.4  # of the steps: patches of 2 x 2 codes, with `patch_batch` crops a step
-    patch_batch: int = 24
+    steps: int = 2000
+    phases: tuple[tuple[float, int, int], ...] = ((0.15, 4, 48), (0.6, 2, 24), (1.0, 1, 6))
     matrix_rate: float = 0.03  # Muon
     other_rate: float = 3e-3  # AdamW
     warm_up: int = 10
     weight_decay: float = 0.05
     condition_dropout: float = 0.1
 
-    def patch(self, step: int) -> int:
-        return 2 if step < self.patch_share * self.steps else 1
+    def phase(self, step: int) -> tuple[int, int]:
+        """(side of a patch, crops) of a step."""
+        for end, patch, crops in self.phases:
+            if step < end * self.steps:
+                return patch, crops
+        return self.phases[-1][1:]
 
 
 class CodeStore:
@@ -75,7 +78,7 @@ class CodeStore:
             raise FileNotFoundError(
                 f"no codes in {folder}; run `python -m panoserve.train.codes {folder.parent}` first"
             )
-        self.codes: NDArray[np.uint16] = np.concatenate([np.load(path) for path in paths])  # [scenes, 16, columns]
+        self.codes: NDArray[np.uint16] = np.concatenate([np.load(path) for path in paths])  # [scenes, 24, columns]
         self.scenes = [int(path.stem) * SCENES_A_SHARD + i for path in paths for i in range(SCENES_A_SHARD)]
 
     def batch(
@@ -130,7 +133,7 @@ class TransformerTrainer:
         """One optimisation step on codes [B, N] with captions of token ids [B, n]; returns the loss (nats a code)."""
         with torch.autocast("cpu", torch.bfloat16):
             prefix = self.prefix(ids).to(torch.bfloat16)
-        loss = patch_loss(self.model, codes, prefix, self.recipe.patch(self.step))
+        loss = patch_loss(self.model, codes, prefix, self.recipe.phase(self.step)[0])
         loss.backward()
         average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -194,12 +197,12 @@ def train(rank: int, work: Path, steps: int) -> None:
     progress = Progress(work / "transformer" / "log.jsonl")
     recent: list[float] = []
     while trainer.step < steps:
-        size = recipe.patch_batch if recipe.patch(trainer.step) > 1 else recipe.batch
+        patch, crops = recipe.phase(trainer.step)
         rng = np.random.default_rng([9, trainer.step, rank])
-        codes, ids = store.batch(rng, size, MINI.grid_side, trainer.tokenizer, MINI.caption_length)
+        codes, ids = store.batch(rng, crops, MINI.grid_side, trainer.tokenizer, MINI.caption_length)
         recent = [*recent[-9:], trainer.train_step(codes, ids)]
         if rank == 0 and trainer.step % 10 == 0:
-            progress.report(trainer.step, loss=float(np.mean(recent)), patch=recipe.patch(trainer.step - 1))
+            progress.report(trainer.step, loss=float(np.mean(recent)), patch=patch)
         if trainer.step % 20 == 0:
             store = CodeStore(work / "codes")  # more may have been encoded meanwhile
             if rank == 0:
