@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,15 +20,11 @@ from panoserve.vq.io import load_vq, save_vq
 from panoserve.vq.model import VQModel
 from panoserve.vq.quantizer import USAGE_RING, VectorQuantizer
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "golden.pt"
-
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
+def golden_vq16(golden: dict[str, Any]) -> dict[str, Tensor]:
     """Input, z, indices and picture of the full-size VQ-16 (facts.md 9)."""
-    if not GOLDEN.is_file():
-        pytest.skip(f"golden vectors are not at {GOLDEN}")
-    return torch.load(GOLDEN, weights_only=True)["VQ-16"]
+    return golden["VQ-16"]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +32,14 @@ def vq16() -> Iterator[VQModel]:
     yield filled_vq(VQ_16)
 
 
-def test_golden_encode(golden: dict[str, Tensor], vq16: VQModel) -> None:
-    torch.testing.assert_close(vq16.encode_latents(golden["x"]), golden["z"], rtol=0, atol=1e-4)
-    assert torch.equal(vq16.encode(golden["x"]).flatten(), golden["indices"])
+def test_golden_encode(golden_vq16: dict[str, Tensor], vq16: VQModel) -> None:
+    torch.testing.assert_close(vq16.encode_latents(golden_vq16["x"]), golden_vq16["z"], rtol=0, atol=1e-4)
+    assert torch.equal(vq16.encode(golden_vq16["x"]).flatten(), golden_vq16["indices"])
 
 
-def test_golden_decode(golden: dict[str, Tensor], vq16: VQModel) -> None:
-    picture = vq16.decode(golden["indices"].view(1, 4, 4))
-    torch.testing.assert_close(picture, golden["decoded"], rtol=0, atol=1e-4)
+def test_golden_decode(golden_vq16: dict[str, Tensor], vq16: VQModel) -> None:
+    picture = vq16.decode(golden_vq16["indices"].view(1, 4, 4))
+    torch.testing.assert_close(picture, golden_vq16["decoded"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

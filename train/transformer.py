@@ -51,7 +51,7 @@ MINI = ModelConfig(
 
 @dataclass(frozen=True, slots=True)
 class TransformerRecipe:
-    """How long and how fast. A *phase* is (share of the steps it ends at, side of a patch, crops a step and process)."""
+    """How long and how fast. A *phase* is (share of the steps it ends at, patch side, crops a step and process)."""
 
     steps: int = 2000
     phases: tuple[tuple[float, int, int], ...] = ((0.15, 4, 48), (0.6, 2, 24), (1.0, 1, 6))
