@@ -21,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from panoserve.errors import EnvironmentProblem
+from panoserve.kernels.huge_pages import use_huge_pages
 from panoserve.kernels.kv_layout import kv_layout
 from panoserve.kernels.kv_shift import KVMove, move_kv
 from panoserve.kernels.rope import RopeSpec
@@ -110,6 +111,8 @@ class ShiftConnector(KVConnectorBase_V1):
         shape = self._config.shape
         self._rope = RopeSpec(head_dim=shape.head_dim, theta=shape.rope_theta)
         self._layout = kv_layout(self._layers[0])
+        if self._layers[0].device.type == "cpu":
+            use_huge_pages()  # weights are loaded and the cache is there: all that a step reads
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         metadata = self._get_connector_metadata()
