@@ -15,7 +15,7 @@ from panoserve.models.reference import ReferenceModel
 from panoserve.models.text import TextEncoder
 from panoserve.train import captioner
 from panoserve.train.export import export_model
-from panoserve.train.fast import causal_logits
+from panoserve.train.fast import BAND, causal_logits
 from panoserve.train.muon import orthogonalise
 from panoserve.train.npp import patch_logits, patch_loss, patches
 from panoserve.train.preview import draw_panorama, load_transformer
@@ -69,9 +69,10 @@ def _random_model() -> ReferenceModel:
 
 def test_the_fast_layers_compute_the_reference_function() -> None:
     model = _random_model()
-    codes, prefix = torch.randint(0, 32, (3, 15)), torch.randn(3, 5, 64)
+    rows = 2 * BAND  # with the codes a little more than two bands of attention rows
+    codes, prefix = torch.randint(0, 32, (3, 15)), torch.randn(3, rows, 64)
     x = torch.cat([prefix, model.tok_embeddings(codes)], dim=1)
-    fast = causal_logits(model, x, torch.arange(20) - 5)[:, 4:]
+    fast = causal_logits(model, x, torch.arange(rows + 15) - rows)[:, rows - 1 :]
     torch.testing.assert_close(fast, model(codes, prefix), rtol=1e-4, atol=1e-5)
 
 

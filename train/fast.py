@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from panoserve.models.reference import Block, ReferenceModel, RMSNorm, rope_rows
 
+BAND = 160  # rows of attention scores at a time
+
 
 def causal_logits(model: ReferenceModel, x: Tensor, positions: Tensor) -> Tensor:
     """Embeddings x [B, S, D] at grid `positions` [S] -> logits [B, S, V] in the dtype of x."""
@@ -35,7 +37,13 @@ def _attend(layer: Block, x: Tensor, turns: Tensor, future: Tensor) -> Tensor:
     qkv = F.linear(x, layer.attention.wqkv.weight.to(x.dtype)).unflatten(-1, (3 * heads, -1))  # [B, S, 3H, hd]
     turned = torch.view_as_complex(qkv[:, :, : 2 * heads].float().unflatten(-1, (-1, 2))) * turns
     q, k = torch.view_as_real(turned).flatten(-2).to(x.dtype).transpose(1, 2).chunk(2, dim=1)
-    # Written out: at this length the backward of torch 2.13's fused CPU attention costs more than these products.
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + future
-    out = scores.softmax(dim=-1) @ qkv[:, :, 2 * heads :].transpose(1, 2)
-    return F.linear(out.transpose(1, 2).flatten(-2), layer.attention.wo.weight.to(x.dtype))
+    v = qkv[:, :, 2 * heads :].transpose(1, 2)
+    # Written out: at this length the backward of torch 2.13's fused CPU attention costs more than these products. In
+    # bands of rows, since a band needs no keys behind its last row.
+    bands = []
+    for start in range(0, x.shape[1], BAND):
+        rows, seen = slice(start, start + BAND), slice(0, start + BAND)
+        scores = (q[:, :, rows] * q.shape[-1] ** -0.5) @ k[:, :, seen].transpose(-1, -2) + future[rows, seen]
+        bands.append(scores.softmax(dim=-1) @ v[:, :, seen])
+    out = torch.cat(bands, dim=2).transpose(1, 2).flatten(-2)
+    return F.linear(out, layer.attention.wo.weight.to(x.dtype))

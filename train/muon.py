@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from panoserve.train.workers import rank, sum_together, world
+
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
     """The singular vectors of `matrix` [m, n] with singular values near 1 (quintic Newton-Schulz, bfloat16)."""
@@ -35,12 +37,21 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(buffer, group["momentum"]).flatten(1)).view_as(p)
+            moved = [p for p in group["params"] if p.grad is not None]
+            for p, update in zip(moved, self._updates(moved, group["momentum"]), strict=True):
                 scale = max(1.0, p.shape[0] / p[0].numel()) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * scale)
+
+    def _updates(self, moved: list[Tensor], momentum: float) -> list[Tensor]:
+        """The orthogonal update of every parameter; each process computes its share, and all get all."""
+        updates = []
+        for index, p in enumerate(moved):
+            assert p.grad is not None
+            buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            buffer.lerp_(p.grad, 1 - momentum)
+            if index % world() == rank():
+                updates.append(orthogonalise(p.grad.lerp(buffer, momentum).flatten(1)).view_as(p))
+            else:
+                updates.append(torch.zeros_like(p))
+        return sum_together(updates)

@@ -42,7 +42,7 @@ MINI_VQ = VQConfig(
 class TokenizerRecipe:
     """How long and how fast. A *phase* is (share of the steps it ends at, windows a step and process, pixels wide)."""
 
-    steps: int = 3000
+    steps: int = 2400
     matrix_rate: float = 0.02  # Muon
     other_rate: float = 1.5e-3  # Adam
     warm_up: int = 30

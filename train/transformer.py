@@ -53,8 +53,8 @@ MINI = ModelConfig(
 class TransformerRecipe:
     """How long and how fast. A *phase* is (share of the steps it ends at, patch side, crops a step and process)."""
 
-    steps: int = 2000
-    phases: tuple[tuple[float, int, int], ...] = ((0.1, 4, 64), (0.6, 2, 32), (1.0, 1, 8))
+    steps: int = 1400
+    phases: tuple[tuple[float, int, int], ...] = ((0.07, 4, 64), (0.57, 2, 32), (1.0, 1, 8))
     matrix_rate: float = 0.03  # Muon
     other_rate: float = 3e-3  # AdamW
     warm_up: int = 10

@@ -39,6 +39,11 @@ def world() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def rank() -> int:
+    """The number of this process among them."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
 def total(value: Tensor) -> Tensor:
     """Sum over the processes, in place."""
     if world() > 1:
@@ -63,10 +68,18 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes, in one exchange."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if world() == 1 or not grads:
+    """Replace every gradient by its mean over the processes."""
+    if world() == 1:
         return
-    flat = total(torch.cat([g.flatten() for g in grads])) / world()
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
+    grads = [p.grad for p in parameters if p.grad is not None]
+    for grad, summed in zip(grads, sum_together(grads), strict=True):
+        grad.copy_(summed / world())
+
+
+def sum_together(values: list[Tensor]) -> list[Tensor]:
+    """The sum of every tensor over the processes, in one exchange; the tensors themselves if there is one process."""
+    if world() == 1 or not values:
+        return values
+    flat = total(torch.cat([value.flatten() for value in values]))
+    parts = flat.split([value.numel() for value in values])
+    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
