@@ -54,7 +54,7 @@ class TransformerRecipe:
     """How long and how fast. A *phase* is (share of the steps it ends at, patch side, crops a step and process)."""
 
     steps: int = 1400
-    phases: tuple[tuple[float, int, int], ...] = ((0.07, 4, 64), (0.57, 2, 32), (1.0, 1, 8))
+    phases: tuple[tuple[float, int, int], ...] = ((0.07, 4, 64), (0.48, 2, 32), (1.0, 1, 8))
     matrix_rate: float = 0.03  # Muon
     other_rate: float = 3e-3  # AdamW
     warm_up: int = 10
