@@ -7,7 +7,7 @@ Both start vLLM with the redirection scheduler (settings.py), prepare requests a
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from panoserve.configs.model import ModelConfig
-from panoserve.errors import CacheTooSmallError, ModelFolderError, PanoramaFailedError
+from panoserve.errors import CacheTooSmallError, ModelFolderError, PanoramaFailedError, PanoserveError
 from panoserve.redirect.plan import plan_of
 from panoserve.serve.drawing import Drawing, Row
 from panoserve.serve.folder import ModelFolder
@@ -177,24 +177,80 @@ class Engine(_EngineBase):
         with tqdm(drawings, unit="picture", desc="decoding", disable=not (progress and decode)) as bar:
             return [self._panorama(drawing, decode) for drawing in bar]
 
+    def draw(
+        self, requests: Iterable[PanoramaRequest], advance: Advance = int
+    ) -> Iterator[tuple[int, Panorama | PanoserveError]]:
+        """Draw a sequence of requests of any length, without pictures; yields (index, result) as each is finished.
+
+        Requests are taken from the sequence while fewer than twice the lanes that the engine draws at once are waiting
+        or running. A request that is wrong or fails gives its error as result, and the others go on. `advance` is told
+        how many codes more are drawn. Leaving the loop aborts what is unfinished.
+        """
+        room = 2 * self.vllm_config.scheduler_config.max_num_seqs
+        waiting = enumerate(requests)
+        running: dict[str, Drawing] = {}
+        indices: dict[str, int] = {}
+        lanes: dict[str, int] = {}
+        upcoming = next(waiting, None)
+        try:
+            while upcoming is not None or running:
+                if upcoming is not None and sum(lanes[request_id] for request_id in running) < room:
+                    index, request = upcoming
+                    upcoming = next(waiting, None)
+                    try:
+                        [submission] = self._prepare([request], decode=False)
+                    except PanoserveError as error:
+                        yield index, error
+                        continue
+                    args = submission.request.engine_args(self.config)
+                    request_id = self._submit(submission, running)
+                    indices[request_id], lanes[request_id] = index, len(plan_of(args, self.config.grid).lanes)
+                    continue
+                for request_id, error in self._step(running, advance):
+                    drawing = running.pop(request_id)
+                    yield indices[request_id], self._panorama(drawing, decode=False) if error is None else error
+        finally:
+            if running:
+                self._engine.abort_request(list(running))
+
     def _draw(self, submissions: Sequence[Submission], advance: Advance) -> list[Drawing]:
-        drawings: dict[str, Drawing] = {}
+        """Draw all of a batch; the first failure ends it."""
+        running: dict[str, Drawing] = {}
         try:
             for submission in submissions:
-                request_id = uuid.uuid4().hex
-                drawings[request_id] = self._drawing(submission)
-                self._engine.add_request(request_id, submission.prompt, submission.params)
-            while any(drawing.stats is None for drawing in drawings.values()):
-                outputs = self._engine.step()
-                self.steps += 1
-                for output in outputs:
-                    rows = drawings[output.request_id].take(output)
-                    advance(sum(len(row.codes) for row in rows))
+                self._submit(submission, running)
+            drawings = list(running.values())
+            while running:
+                for request_id, error in self._step(running, advance):
+                    del running[request_id]
+                    if error is not None:
+                        raise error
         finally:
-            unfinished = [request_id for request_id, drawing in drawings.items() if drawing.stats is None]
-            if unfinished:
-                self._engine.abort_request(unfinished)
-        return list(drawings.values())
+            if running:
+                self._engine.abort_request(list(running))
+        return drawings
+
+    def _submit(self, submission: Submission, running: dict[str, Drawing]) -> str:
+        request_id = uuid.uuid4().hex
+        self._engine.add_request(request_id, submission.prompt, submission.params)
+        running[request_id] = self._drawing(submission)
+        return request_id
+
+    def _step(self, running: Mapping[str, Drawing], advance: Advance) -> list[tuple[str, PanoramaFailedError | None]]:
+        """One engine step; the requests that it finished, with what went wrong."""
+        outputs = self._engine.step()
+        self.steps += 1
+        finished: list[tuple[str, PanoramaFailedError | None]] = []
+        for output in outputs:
+            drawing = running[output.request_id]
+            try:
+                advance(sum(len(row.codes) for row in drawing.take(output)))
+            except PanoramaFailedError as error:
+                finished.append((output.request_id, error))
+            else:
+                if drawing.stats is not None:
+                    finished.append((output.request_id, None))
+        return finished
 
     def close(self) -> None:
         """Stop vLLM and free its memory."""

@@ -14,7 +14,7 @@ from golden_models import golden_model
 from reference_drawer import draw_greedily
 
 from panoserve import Engine, PanoramaRequest
-from panoserve.errors import CacheTooSmallError
+from panoserve.errors import CacheTooSmallError, InvalidRequestError
 from panoserve.redirect.plan import CONTEXTS, plan_of
 from panoserve.redirect.simulate import predict
 
@@ -196,3 +196,37 @@ def test_an_interrupted_run_frees_everything(class_engine: Engine, monkeypatch: 
     assert free_blocks(class_engine) == before
     result = class_engine.generate(requests[:1], decode=False, progress=False)[0]
     assert int(torch.min(result.codes)) >= 0
+
+
+def test_a_sequence_is_drawn_as_results_complete_and_bad_requests_harm_nobody(class_engine: Engine) -> None:
+    """`draw` takes from an iterator as there is room, and yields what `generate` returns."""
+    base = {"height": CROP, "stride": 2, "temperature": 0.0, "guidance": 2.0}
+    good = [PanoramaRequest(label=label, width=width(4 + 3 * (label % 3)), **base) for label in range(8)]
+    wanted = class_engine.generate(good, decode=False, progress=False)
+    requests = [*good[:3], PanoramaRequest(label=10**6, **base), *good[3:]]
+    before, drawn = free_blocks(class_engine), 0
+
+    def count(codes: int) -> None:
+        nonlocal drawn
+        drawn += codes
+
+    results = dict(class_engine.draw(iter(requests), count))
+    assert sorted(results) == list(range(9))
+    error = results.pop(3)
+    assert isinstance(error, InvalidRequestError) and error.param == "label"
+    for (_, result), expected in zip(sorted(results.items()), wanted, strict=True):
+        assert not isinstance(result, Exception)
+        assert torch.equal(result.codes, expected.codes)
+    assert drawn == sum(panorama.codes.numel() for panorama in wanted)
+    assert free_blocks(class_engine) == before
+
+
+def test_leaving_a_sequence_early_frees_everything(class_engine: Engine) -> None:
+    before = free_blocks(class_engine)
+    requests = (PanoramaRequest(label=label, width=width(16), height=CROP, stride=2) for label in range(5))
+    for _ in class_engine.draw(requests):
+        break
+    else:
+        pytest.fail("nothing was drawn")
+    class_engine.generate([PanoramaRequest(label=1, width=CROP, height=CROP)], decode=False, progress=False)
+    assert free_blocks(class_engine) == before
