@@ -1,8 +1,8 @@
 """The `panoserve` command: the parser, and the one place where an error becomes a line and an exit code.
 
 Exit codes: 0 done, 1 the engine failed or `doctor` found a problem, 2 bad input or a bad installation, 130 interrupted.
-The commands themselves are in cli_draw.py, cli_model.py and doctor.py; torch and vLLM are imported by those that need
-them, so that `panoserve --help` and `panoserve info` answer at once.
+The commands themselves are in cli_draw.py, cli_batch.py, cli_model.py and doctor.py; torch and vLLM are imported by
+those that need them, so that `panoserve --help` and `panoserve info` answer at once.
 """
 
 from __future__ import annotations
@@ -159,6 +159,33 @@ def _generate(commands: Any) -> None:
     _add_engine_options(parser, replay=False)
 
 
+def _batch(commands: Any) -> None:
+    from panoserve import cli_batch
+
+    parser = _command(
+        commands,
+        "batch",
+        cli_batch.batch,
+        "draw a file of jobs into a folder",
+        "A job has the fields of PanoramaRequest, and id, size and the path of a features file. Each becomes ID.png "
+        "with a sidecar ID.json, or ID.error.json; results.jsonl lists all. The exit code is 1 if any job is not done.",
+    )
+    parser.add_argument("jobs", type=Path, help="the jobs: .jsonl (one object a line), .csv or .yaml")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write; it is made")
+    parser.add_argument("--resume", action="store_true", help="go on in a folder that holds finished jobs of this file")
+    parser.add_argument(
+        "--shard",
+        type=cli_batch.shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="draw every N-th job, from the I-th, for N machines that share the folder (default: 1/1, all)",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="draw nothing: write results.jsonl from what all shards have done"
+    )
+    _add_engine_options(parser, replay=False)
+
+
 def _replay(commands: Any) -> None:
     from panoserve import cli_draw
 
@@ -244,7 +271,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_generate, _replay, _info, _convert, _doctor):
+    for add in (_generate, _batch, _replay, _info, _convert, _doctor):
         add(commands)
     return parser
 

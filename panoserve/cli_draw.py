@@ -125,7 +125,8 @@ def _run(job: Job) -> int:
     _check_folder(job)
     job.request.resolve(job.folder.config, job.context)  # raises what the engine would raise, ten seconds earlier
     panorama = _draw(job)
-    record = _record(panorama.request, job)
+    fingerprint = fingerprint_model(job.folder.path)
+    record = record_of(panorama.request, job.features, job.folder, fingerprint, job.context, job.dtype)
     if panorama.truncated:
         limit = job.folder.config.caption_length
         warn(f"the prompt is longer than the {limit} tokens that the model takes; its end was not used")
@@ -201,17 +202,22 @@ def quiet_engine(verbose: bool) -> Iterator[TextIO]:
         os.close(saved)
 
 
-def _record(request: PanoramaRequest, job: Job) -> DrawRecord:
-    """The record of a resolved request: every value that was left open is filled in by now."""
+def record_of(
+    request: PanoramaRequest, features: Path | None, folder: ModelFolder, fingerprint: str, context: str, dtype: str
+) -> DrawRecord:
+    """The record of a resolved request: every value that was left open is filled in by now.
+
+    features: the file that the request's features came from. fingerprint: the model folder's.
+    """
     named = ("prompt", "label", "width", "height", *SAMPLING)
     return DrawRecord(
         **{name: getattr(request, name) for name in named},
-        features=None if job.features is None else str(job.features),
-        features_fingerprint=None if job.features is None else fingerprint_files([job.features]),
-        context=job.context,
-        dtype=job.dtype,
-        model=job.folder.path.resolve().name,
-        model_fingerprint=fingerprint_model(job.folder.path),
+        features=None if features is None else str(features),
+        features_fingerprint=None if features is None else fingerprint_files([features]),
+        context=context,
+        dtype=dtype,
+        model=folder.path.resolve().name,
+        model_fingerprint=fingerprint,
         version=__version__,
     )
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from panoserve.errors import InvalidRequestError
-from panoserve.serve.jobs import BadJob, Job, default_seed, read_jobs
+from panoserve.jobs import BadJob, Job, default_seed, read_jobs
 
 ROWS = [
     {"prompt": "a red sunset, over the sea", "size": "384x192", "seed": 5},

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from panoserve.cli_files import load_features
 from panoserve.errors import InvalidRequestError
 from panoserve.serve.request import PanoramaRequest
 
@@ -153,8 +154,6 @@ def _job(row: dict[str, Any], number: int, name: str, folder: Path) -> Job:
         values["width"], values["height"] = _size(row["size"])
     features = None
     if "features" in values:
-        from panoserve.cli_files import load_features
-
         if not isinstance(values["features"], str):
             raise InvalidRequestError(f"features is {values['features']!r}; expected the path of a file", "features")
         features = folder / values["features"]
