@@ -31,7 +31,8 @@ from panoserve.benchmarks.machine import describe, load_average
 from panoserve.benchmarks.report import append_result, table
 from panoserve.configs.grid import Canvas
 from panoserve.configs.model import ModelConfig, size_presets
-from panoserve.redirect.plan import CONTEXTS, Context, horizontal_plan
+from panoserve.redirect.layout import canvas_plan
+from panoserve.redirect.plan import CONTEXTS, Context
 from panoserve.serve.engine import Engine
 from panoserve.serve.request import PanoramaRequest
 
@@ -181,7 +182,7 @@ def _case(workload: Workload, ceilings: Ceilings, count: int, context: Context, 
     # Each panorama alone, one after another; and all of them in lock-step, each step a batch of 2 * count rows.
     sequential = passes.drawn / (passes.forwards * statistics.median(run.baseline_step for run in runs))
     batched = count * passes.drawn / (passes.forwards * statistics.median(run.batched_step for run in runs))
-    plan = horizontal_plan(Canvas(workload.grid, workload.columns), config.grid, workload.stride, context)
+    plan = canvas_plan(Canvas(workload.grid, workload.columns), config.grid, workload.stride, context)
     itemsize = getattr(torch, workload.dtype).itemsize
     work = panorama_work(config, itemsize, first.steps, first.forward_tokens, count * slots_read(plan))
     rate = first.drawn / seconds

@@ -67,11 +67,11 @@ class Grid:
                 )
         return Canvas(rows=height // self.downsample, columns=width // self.downsample)
 
-    def check_stride(self, stride: int) -> None:
-        """Raise InvalidRequestError unless 1 <= stride <= side."""
+    def check_stride(self, stride: int, name: str = "stride") -> None:
+        """Raise InvalidRequestError about request field `name` unless 1 <= stride <= side."""
         if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= self.side:
             raise InvalidRequestError(
-                f"stride is {stride!r}, but must be a whole number from 1 to {self.side} (the grid side); "
+                f"{name} is {stride!r}, but must be a whole number from 1 to {self.side} (the grid side); "
                 f"{self.default_stride} is a good value",
-                "stride",
+                name,
             )

@@ -16,7 +16,7 @@ STATS_KEY = "panoserve_stats"  # in RequestOutput.kv_transfer_params of a finish
 
 @dataclass(frozen=True, slots=True)
 class PanoramaArgs:
-    """The panorama that one client request asks for; sizes and stride in codes."""
+    """The panorama that one client request asks for; sizes and strides in codes."""
 
     rows: int
     columns: int
@@ -25,6 +25,8 @@ class PanoramaArgs:
     seed: int
     guidance: float
     guidance_interval: int
+    row_stride: int | None = None  # None: as `stride`
+    loop: bool = False
 
     def to_extra_args(self) -> dict[str, Any]:
         return {PANORAMA_KEY: asdict(self)}

@@ -1,4 +1,4 @@
-"""Write the parts of docs/ that repeat what the code says: cli.md, the file map of architecture.md, wavefront.svg.
+"""Write the parts of docs/ that repeat what the code says: cli.md, the file map of architecture.md, the figures.
 
     python docs/generate.py            (make docs)
 
@@ -17,7 +17,10 @@ from pathlib import Path
 from panoserve.cli import build_parser
 from panoserve.cli_record import PREFIX, DrawRecord
 from panoserve.configs.grid import Canvas, Grid
-from panoserve.redirect.plan import Draw, horizontal_plan
+from panoserve.redirect.layout import canvas_plan
+from panoserve.redirect.picture import plan_svg
+from panoserve.redirect.plan import Draw
+from panoserve.redirect.simulate import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- files: made by `make docs` -->\n", "<!-- end of files -->\n"
@@ -120,7 +123,7 @@ def architecture_page(current: str) -> str:
 def wavefront_svg() -> str:
     """A plan of five crops while it is drawn: each crop has finished one row less than the one to its left."""
     side, stride, cell, rows_done = 8, 6, 14, 6
-    plan = horizontal_plan(Canvas(side, side + 4 * stride), Grid(side, 1), stride, "reuse")
+    plan = canvas_plan(Canvas(side, side + 4 * stride), Grid(side, 1), stride, "reuse")
     colours = ("#4477aa", "#66a5ad", "#88aa55", "#ddaa33", "#cc6655")
     width, height = plan.canvas.columns * cell, side * cell
     parts = [
@@ -155,6 +158,21 @@ def wavefront_svg() -> str:
     return "\n".join(parts) + "\n"
 
 
+KINDS = {  # figure -> canvas in codes (rows, columns), loop, step of the wavefront; grid of side 8, strides of 6
+    "horizontal": ((8, 38), False, 60),
+    "vertical": ((26, 8), False, 130),
+    "both": ((20, 38), False, 150),
+    "loop": ((8, 36), True, 72),
+}
+
+
+def kind_svg(name: str) -> str:
+    """A panorama of one kind while it is drawn."""
+    (rows, columns), loop, steps = KINDS[name]
+    plan = canvas_plan(Canvas(rows, columns), Grid(8, 1), 6, "reuse", loop=loop)
+    return plan_svg(plan, steps, f"after {steps} of {predict(plan, prefix_rows=1).steps} steps")
+
+
 def pages() -> dict[Path, str]:
     """What each generated page should hold now."""
     docs = ROOT / "docs"
@@ -163,6 +181,7 @@ def pages() -> dict[Path, str]:
         docs / "cli.md": cli_page(),
         docs / "architecture.md": architecture_page(current),
         docs / "wavefront.svg": wavefront_svg(),
+        **{docs / f"redirect-{name}.svg": kind_svg(name) for name in KINDS},
     }
 
 

@@ -110,12 +110,23 @@ def _generate(commands: Any) -> None:
     parser.add_argument(
         "--features", type=Path, metavar="FILE", help=".npy or .safetensors with caption features [n, caption_dim]"
     )
-    parser.add_argument("--size", type=size, metavar="WxH", help="pixels (default: one crop high, six crops wide)")
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="pixels, each way at least one crop (default: one crop high, six crops wide)",
+    )
     parser.add_argument(
         "--stride",
         type=int,
         metavar="C",
         help="columns a crop adds, 1 to the grid side (default: three quarters of it)",
+    )
+    parser.add_argument(
+        "--row-stride", type=int, metavar="R", help="rows a crop adds where the canvas is taller (default: as --stride)"
+    )
+    parser.add_argument(
+        "--loop", action="store_true", help="a view all around: the right edge meets the left one, in the picture too"
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="same seed, same picture (default: a random one, which is printed)"
@@ -267,7 +278,7 @@ def _doctor(commands: Any) -> None:
 def build_parser() -> Parser:
     """The whole command line; docs/cli.md is made from it."""
     parser = Parser(
-        prog="panoserve", description="Draw panoramas of any width with autoregressive image models on vLLM."
+        prog="panoserve", description="Draw panoramas of any size with autoregressive image models on vLLM."
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)

@@ -107,7 +107,7 @@ def replay(arguments: argparse.Namespace) -> int:
 
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-SAMPLING = ("stride", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "seed")
+SAMPLING = ("stride", "row_stride", "loop", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "seed")
 
 
 def _request(values: dict[str, Any], features: Path | None) -> PanoramaRequest:

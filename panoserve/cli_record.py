@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ class DrawRecord:
     model: str
     model_fingerprint: str
     version: str
+    row_stride: int | None = None  # codes; absent: as stride
+    loop: bool = False
 
     def to_chunks(self) -> dict[str, str]:
         """The text chunks of the picture; None is left out."""
@@ -53,10 +55,13 @@ class DrawRecord:
     @classmethod
     def from_chunks(cls, chunks: Mapping[str, str], source: str) -> DrawRecord:
         """Read the record back; `source` names the picture in the error. Raises InvalidRequestError."""
-        names = {f.name: str(f.type) for f in fields(cls)}
         values: dict[str, Any] = {}
-        for name, declared in names.items():
+        for field in fields(cls):
+            name, declared = field.name, str(field.type)
             text = chunks.get(PREFIX + name)
+            if text is None and field.default is not MISSING:
+                values[name] = field.default
+                continue
             if text is None and not declared.endswith("None"):
                 raise InvalidRequestError(
                     f"{source} carries no {PREFIX}{name} chunk, so it cannot be drawn again; expected a PNG written by "
@@ -68,7 +73,7 @@ class DrawRecord:
         return cls(**values)
 
 
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 def _parse(text: str, declared: str, name: str, source: str) -> Any:
@@ -78,7 +83,7 @@ def _parse(text: str, declared: str, name: str, source: str) -> Any:
         value = json.loads(text)
     except ValueError:
         value = None
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise InvalidRequestError(f"{source} carries {PREFIX}{name} = {text[:60]!r}, expected JSON of type {declared}")
     return value
 

@@ -9,7 +9,8 @@ from vllm.v1.request import Request
 from panoserve.configs.grid import Grid
 from panoserve.configs.wire import PanoramaArgs, guidance_args
 from panoserve.redirect.connector import SequenceCopy
-from panoserve.redirect.plan import lane_seed, plan_of
+from panoserve.redirect.layout import plan_of
+from panoserve.redirect.plan import lane_seed
 from panoserve.redirect.progress import LaneProgress, Progress
 
 LANE_MARK = "\x1flane"  # cannot occur in a client's request id
@@ -31,7 +32,9 @@ class PanoramaState:
         self.plan = plan_of(args, grid)
         self.progress = Progress(self.plan)
         self.prefix_ids: list[int] = list(request.prompt_token_ids or [])
-        self.admitted: set[int] = set()
+        self.admitted: set[int] = set()  # lanes that hold KV
+        self._in_turn = 0  # lanes below this were admitted, some perhaps released since
+        self._early: set[int] = set()  # lanes above it that were admitted, likewise
         self.steps = 0
         self.forward_tokens = 0
         self.copied_slots = 0
@@ -44,6 +47,22 @@ class PanoramaState:
     def lane_blocks(self, block_size: int) -> int:
         """KV blocks of one lane's whole window."""
         return -(-(len(self.prefix_ids) + self.plan.grid.codes) // block_size)
+
+    def ahead_with(self, index: int | None = None) -> int:
+        """How many lanes are held ahead of their turn (admission.py), if lane `index` is admitted now."""
+        in_turn = self._in_turn
+        early = self._early if index is None else self._early | {index}
+        while in_turn in early:
+            in_turn += 1
+        return sum(lane > in_turn for lane in early if lane == index or lane in self.admitted)
+
+    def admit(self, index: int) -> None:
+        """Lane `index` holds KV from now on."""
+        self.admitted.add(index)
+        self._early.add(index)
+        while self._in_turn in self._early:
+            self._early.remove(self._in_turn)
+            self._in_turn += 1
 
     def lane_ids(self) -> list[str]:
         """Ids of the lanes that hold KV."""

@@ -1,7 +1,8 @@
 """What to draw, as data: a panorama is a set of lanes, and a lane is a list of segments in raster order.
 
 A lane walks one crop, a side x side window of the canvas. Grid index k of a lane is row k // side, column k % side of
-its window. Three kinds of segment cover what a lane has to do:
+its window; a window that leaves the canvas on the right comes back in on the left (loops only). Three kinds of segment
+cover what a lane has to do:
 
     Copy   given codes whose keys and values are taken from another lane's cache, keys turned by the shift
     Feed   given codes that are run through the model
@@ -11,21 +12,22 @@ A code gets its keys and values only when it is *fed* in the step that draws its
 by something fed (the condition rows at the very start, otherwise a Feed or a Draw), and a Draw or Feed that is followed
 by a Copy needs one more step, whose sample is thrown away. `turns_of` derives both rules; nothing else needs to know.
 
-Pure Python: no torch, no vLLM (design.md 4).
+Which lanes a panorama has is layout.py's business. Pure Python: no torch, no vLLM (design.md 4).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from panoserve.configs.grid import Canvas, Grid
-from panoserve.configs.wire import PanoramaArgs
-from panoserve.errors import InvalidRequestError
 
 Context = Literal["reuse", "recompute"]
+Codes = list[list[int]]  # a canvas [rows][columns]
+UNKNOWN = -1
 CONTEXTS: tuple[Context, ...] = ("reuse", "recompute")
 
 
@@ -60,7 +62,10 @@ Segment = Copy | Feed | Draw
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One crop: its place on the canvas, its segments, and whose condition rows it copies (None: computes its own)."""
+    """One crop: its place on the canvas, its segments, and whose condition rows it copies (None: computes its own).
+
+    A lane's last segment is a Draw: given codes behind it would serve nobody.
+    """
 
     index: int
     row: int
@@ -107,12 +112,27 @@ class Plan:
     def cell(self, lane: Lane, index: int) -> tuple[int, int]:
         """(row, column) on the canvas of a lane's grid index."""
         row, column = divmod(index, self.grid.side)
-        return lane.row + row, lane.column + column
+        return lane.row + row, (lane.column + column) % self.canvas.columns
 
     def shift(self, lane: Lane, copy: Copy) -> tuple[int, int]:
         """(rows, columns) that a key moves by on the grid when `lane` makes this copy."""
         side = self.grid.side
         return copy.start // side - copy.source // side, copy.start % side - copy.source % side
+
+    def drawn(self, lane: Lane) -> Iterator[tuple[int, int]]:
+        """The canvas cells (row, column) that a lane draws, in order."""
+        for segment in lane.segments:
+            if isinstance(segment, Draw):
+                for index in range(segment.start, segment.start + segment.length):
+                    yield self.cell(lane, index)
+
+    def blank(self) -> Codes:
+        """A canvas on which what the lanes draw is UNKNOWN; what they are given beforehand stands as code 0."""
+        codes = [[0] * self.canvas.columns for _ in range(self.canvas.rows)]
+        for lane in self.lanes:
+            for row, column in self.drawn(lane):
+                codes[row][column] = UNKNOWN
+        return codes
 
     @property
     def min_resident(self) -> int:
@@ -121,10 +141,13 @@ class Plan:
         for lane in self.lanes:
             for parent in copy_parents(lane):
                 last_use[parent] = lane.index
-        return max(
-            sum(other.index <= lane.index <= last_use[other.index] for other in self.lanes[: lane.index + 1])
-            for lane in self.lanes
-        )
+        freed = Counter(last_use.values())
+        held = most = 0
+        for lane in self.lanes:
+            held += 1
+            most = max(most, held)
+            held -= freed[lane.index]
+        return most
 
 
 def copy_parents(lane: Lane) -> set[int]:
@@ -154,61 +177,6 @@ def turns_of(lane: Lane) -> Iterator[Turn]:
         else:
             draw = Draw(draw.start, draw.length + segment.length) if draw else segment
     yield Turn(tuple(copies), feed, draw, carry, settle=False)
-
-
-def crop_columns(width: int, side: int, stride: int) -> list[int]:
-    """First columns of the crops that cover `width` columns; the last crop's stride shrinks to fit."""
-    columns = list(range(0, width - side, stride))
-    return [*columns, width - side]
-
-
-def horizontal_plan(canvas: Canvas, grid: Grid, stride: int, context: Context) -> Plan:
-    """A canvas one crop high, drawn left to right: crop i is given its overlap with crop i - 1, row by row.
-
-    PanoLlama's horizontal redirection (facts.md 6.1), with every code already known given and none drawn twice.
-    Raises InvalidRequestError for a canvas that is not exactly one crop high, or a stride outside 1 .. side.
-    """
-    grid.check_stride(stride)
-    if canvas.rows != grid.side:
-        raise InvalidRequestError(
-            f"height is {canvas.rows * grid.downsample} pixels, but panoramas are one crop high for now: "
-            f"{grid.crop_pixels} pixels",
-            "height",
-        )
-    if canvas.columns < grid.side:
-        raise InvalidRequestError(
-            f"width is {canvas.columns * grid.downsample} pixels, less than one crop ({grid.crop_pixels})", "width"
-        )
-    columns = crop_columns(canvas.columns, grid.side, stride)
-    lanes = [Lane(0, 0, 0, (Draw(0, grid.codes),))]
-    for index in range(1, len(columns)):
-        step = columns[index] - columns[index - 1]
-        overlap = grid.side - step
-        segments: list[Segment] = []
-        for first in range(0, grid.codes, grid.side):
-            segments += given_segments(first, overlap, context, parent=index - 1, source=first + step)
-            segments.append(Draw(first + overlap, step))
-        copies_prefix = context == "reuse" and overlap > 0
-        lanes.append(Lane(index, 0, columns[index], tuple(segments), index - 1 if copies_prefix else None))
-    return Plan(canvas, grid, context, tuple(lanes))
-
-
-def plan_of(args: PanoramaArgs, grid: Grid) -> Plan:
-    """The plan of a client's request."""
-    context: Context = "reuse" if args.context == "reuse" else "recompute"
-    return horizontal_plan(Canvas(args.rows, args.columns), grid, args.stride, context)
-
-
-def given_segments(start: int, length: int, context: Context, parent: int, source: int) -> Iterator[Segment]:
-    """`length` given codes before a Draw: fed, or copied but for the last, which asks for the first draw."""
-    if length == 0:
-        return
-    if context == "recompute":
-        yield Feed(start, length)
-        return
-    if length > 1:
-        yield Copy(start, length - 1, parent, source)
-    yield Feed(start + length - 1, 1)
 
 
 def lane_seed(seed: int, lane: Lane) -> int:

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from panoserve.redirect.plan import Lane, Plan, Turn, copy_parents, turns_of
-
-UNKNOWN = -1
+from panoserve.redirect.plan import UNKNOWN, Codes, Lane, Plan, Turn, copy_parents, turns_of
 
 
 @dataclass(slots=True)
@@ -43,9 +41,10 @@ class LaneProgress:
 class Progress:
     """The canvas of one panorama while it is drawn."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, given: Codes | None = None) -> None:
+        """given: the canvas with all that is known beforehand, and UNKNOWN elsewhere."""
         self.plan = plan
-        self.codes = [[UNKNOWN] * plan.canvas.columns for _ in range(plan.canvas.rows)]
+        self.codes = [list(row) for row in given or plan.blank()]
         self.lanes = []
         for lane in plan.lanes:
             turns = list(turns_of(lane))
@@ -54,13 +53,14 @@ class Progress:
         for lane in plan.lanes:
             for parent in copy_parents(lane):
                 self.lanes[parent].children.add(lane.index)
-        self._missing = [plan.canvas.columns] * plan.canvas.rows
+        self._missing = [row.count(UNKNOWN) for row in self.codes]
+        self.to_draw = sum(self._missing)
         self._next_row = 0
         self.drawn = 0
 
     @property
     def done(self) -> bool:
-        return self.drawn == self.plan.canvas.codes
+        return self.drawn == self.to_draw
 
     def given(self, lane: LaneProgress) -> list[int]:
         """The given codes of a lane's next turn, copied ones first, then fed ones."""

@@ -154,7 +154,7 @@ class RedirectMixin(Scheduler):
             for lane in list(panorama.progress.releasable()):
                 lane.released = True
                 self._free_lane(panorama, lane.lane.index)
-                self._admission.release(panorama.id)
+                self._admission.release(panorama.id, panorama.ahead_with())
         while self._queue and self._begin(self._queue[0]):
             self._queue.popleft()
         for panorama in self._panoramas.values():
@@ -172,9 +172,9 @@ class RedirectMixin(Scheduler):
     def _admit(self, panorama: PanoramaState, lane: LaneProgress) -> bool:
         index = lane.lane.index
         if index not in panorama.admitted:
-            if not self._admission.admit(panorama.id):
+            if not self._admission.admit(panorama.id, panorama.ahead_with(index)):
                 return False
-            panorama.admitted.add(index)
+            panorama.admit(index)
         return True
 
     def _start_turn(self, panorama: PanoramaState, lane: LaneProgress) -> None:

@@ -1,17 +1,18 @@
 """Run a plan without an engine: the oracle of the tests, and the clock that predicts a run's steps.
 
 `draw_plan` is the specification of redirection: lanes one after another, segments one after another, no wavefront, no
-batching. `predict` plays the wavefront on an ideal engine in which every runnable lane advances each step.
+batching. `play` advances the wavefront on an ideal engine in which every runnable lane runs each step; `predict` adds
+up its cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from panoserve.redirect.plan import Copy, Feed, Lane, Plan
-from panoserve.redirect.progress import UNKNOWN, Progress
+from panoserve.redirect.plan import Codes, Copy, Feed, Lane, Plan, Turn
+from panoserve.redirect.progress import LaneProgress, Progress
 
 
 class LaneDrawer(Protocol):
@@ -27,9 +28,9 @@ class LaneDrawer(Protocol):
         """Take the keys and values of `copy` from `parent`, keys turned by `shift` (rows, columns)."""
 
 
-def draw_plan(plan: Plan, new_lane: Callable[[Lane], LaneDrawer]) -> list[list[int]]:
-    """Draw every lane of `plan` in order; the canvas as rows of codes."""
-    canvas = [[UNKNOWN] * plan.canvas.columns for _ in range(plan.canvas.rows)]
+def draw_plan(plan: Plan, new_lane: Callable[[Lane], LaneDrawer], given: Codes | None = None) -> Codes:
+    """Draw every lane of `plan` in order, onto `given` if some codes are known beforehand."""
+    canvas = [list(row) for row in given or plan.blank()]
     drawers: list[LaneDrawer] = []
     for lane in plan.lanes:
         drawer = new_lane(lane)
@@ -64,26 +65,42 @@ class Prediction:
     most_lanes: int  # that hold KV at the same time
 
 
-def predict(plan: Plan, prefix_rows: int) -> Prediction:
-    """Play the wavefront with no limit on lanes or cache."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the ideal engine: where the panorama stands, which turns began with it, and which lanes ran."""
+
+    progress: Progress
+    began: list[tuple[LaneProgress, Turn, bool]]  # lane, its turn, and whether that is its first
+    ran: list[LaneProgress]
+
+
+def play(plan: Plan) -> Iterator[Step]:
+    """Play the wavefront, step by step, with no limit on lanes or cache; every lane that can run does."""
     progress = Progress(plan)
-    steps = forward = copied = most = 0
     while not progress.done:
-        for lane in progress.lanes:
-            if not progress.can_start(lane):
-                continue
-            first = lane.turn == 0
-            turn = progress.start(lane)
+        able = [lane for lane in progress.lanes if progress.can_start(lane)]
+        began = [(lane, lane.current, lane.turn == 0) for lane in able]
+        for lane in able:
+            progress.start(lane)
+        ran = [lane for lane in progress.lanes if lane.running]
+        for lane in ran:
+            progress.sampled(lane, 0)
+        yield Step(progress, began, ran)
+        for lane in list(progress.releasable()):
+            lane.released = True
+
+
+def predict(plan: Plan, prefix_rows: int) -> Prediction:
+    """What `play` costs, with condition rows of that number."""
+    steps = drawn = forward = copied = most = 0
+    for step in play(plan):
+        for lane, turn, first in step.began:
             copies_prefix = first and lane.lane.prefix_parent is not None
             copied += sum(copy.length for copy in turn.copies) + prefix_rows * copies_prefix
             inputs = (turn.feed.length if turn.feed else 0) + turn.carry + prefix_rows * (first and not copies_prefix)
             forward += inputs - 1  # a first step has this many inputs; one of them is counted with all steps below
-        running = [lane for lane in progress.lanes if lane.running]
-        most = max(most, sum((lane.running or lane.turn > 0) and not lane.released for lane in progress.lanes))
         steps += 1
-        forward += len(running)
-        for lane in running:
-            progress.sampled(lane, 0)
-        for lane in list(progress.releasable()):
-            lane.released = True
-    return Prediction(steps, progress.drawn, forward, copied, len(plan.lanes), most)
+        forward += len(step.ran)
+        drawn = step.progress.drawn
+        most = max(most, sum((lane.running or lane.turn > 0) and not lane.released for lane in step.progress.lanes))
+    return Prediction(steps, drawn, forward, copied, len(plan.lanes), most)

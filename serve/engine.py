@@ -16,7 +16,7 @@ import torch
 
 from panoserve.configs.model import ModelConfig
 from panoserve.errors import CacheTooSmallError, ModelFolderError, PanoramaFailedError, PanoserveError
-from panoserve.redirect.plan import plan_of
+from panoserve.redirect.layout import plan_of
 from panoserve.serve.drawing import Drawing, Row
 from panoserve.serve.folder import ModelFolder
 from panoserve.serve.prepare import Preparer, Submission
@@ -89,12 +89,12 @@ class _EngineBase:
 
         return load_vq(self.folder.path / "vq", device="cuda" if torch.cuda.is_available() else "cpu")
 
-    def decode(self, codes: torch.Tensor) -> Image:
-        """The picture of a canvas of codes [H, W]."""
+    def decode(self, codes: torch.Tensor, loop: bool = False) -> Image:
+        """The picture of a canvas of codes [H, W]; with `loop`, its right edge is decoded to meet the left one."""
         from panoserve.vq.images import to_pil
         from panoserve.vq.tiled import decode_tiled
 
-        return to_pil(decode_tiled(self.vq, codes[None])[0])
+        return to_pil(decode_tiled(self.vq, codes[None], around=loop)[0])
 
     def _prepare(self, requests: Sequence[PanoramaRequest], decode: bool) -> list[Submission]:
         """Check everything about `requests` before any is submitted."""
@@ -128,7 +128,7 @@ class _EngineBase:
     def _panorama(self, drawing: Drawing, decode: bool) -> Panorama:
         assert drawing.stats is not None
         codes = drawing.codes
-        image = self.decode(codes) if decode else None
+        image = self.decode(codes, drawing.submission.request.loop) if decode else None
         return Panorama(drawing.submission.request, codes, image, drawing.stats, drawing.submission.truncated)
 
 

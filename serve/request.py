@@ -11,6 +11,7 @@ from panoserve.configs.grid import Canvas
 from panoserve.configs.model import ModelConfig
 from panoserve.configs.wire import PanoramaArgs
 from panoserve.errors import InvalidRequestError
+from panoserve.redirect.layout import check_loop
 from panoserve.redirect.plan import CONTEXTS
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class PanoramaRequest:
     """One panorama to draw. Exactly one of prompt, label and features says what; the rest has defaults.
 
     A field left None is filled in by the engine from the model (`resolve`): width and height in pixels (one crop high,
-    six wide), stride in codes (three quarters of the grid), the model's own sampling defaults, and a fresh seed.
+    six wide), stride in codes (three quarters of the grid), row_stride (as stride), the model's own sampling defaults,
+    and a fresh seed. A panorama more than one crop high grows in two directions, or downwards if it is one crop wide.
     """
 
     prompt: str | None = None
@@ -36,7 +38,7 @@ class PanoramaRequest:
     features: torch.Tensor | None = None  # [n, caption_dim], n <= caption_length: a text encoder's output
     width: int | None = None
     height: int | None = None
-    stride: int | None = None
+    stride: int | None = None  # columns that a crop adds
     guidance: float | None = None  # classifier-free guidance scale; 1 or less is unguided
     guidance_interval: int = -1  # guide only codes 0 .. interval + 1 of each crop; negative: all (facts.md 1.8)
     temperature: float | None = None  # 0 is greedy
@@ -44,15 +46,19 @@ class PanoramaRequest:
     top_p: float | None = None
     seed: int | None = None
     context: str | None = None  # "reuse" or "recompute"; the engine's own by default
+    row_stride: int | None = None  # rows that a crop adds
+    loop: bool = False  # the right edge meets the left one, as in a view all around
 
     def resolve(self, config: ModelConfig, context: str = "reuse") -> PanoramaRequest:
         """The same request with every None filled in, checked against the model. Raises InvalidRequestError."""
         crop = config.grid.crop_pixels
+        stride = config.grid.default_stride if self.stride is None else self.stride
         filled = replace(
             self,
             width=DEFAULT_CROPS_WIDE * crop if self.width is None else self.width,
             height=crop if self.height is None else self.height,
-            stride=config.grid.default_stride if self.stride is None else self.stride,
+            stride=stride,
+            row_stride=stride if self.row_stride is None else self.row_stride,
             guidance=config.sampling.guidance if self.guidance is None else self.guidance,
             temperature=config.sampling.temperature if self.temperature is None else self.temperature,
             top_k=config.sampling.top_k if self.top_k is None else self.top_k,
@@ -67,15 +73,15 @@ class PanoramaRequest:
 
     def _check(self, config: ModelConfig) -> None:
         check_subject(self, config)
-        assert self.width is not None and self.height is not None and self.stride is not None
+        assert self.width is not None and self.height is not None
+        assert self.stride is not None and self.row_stride is not None
         canvas = config.grid.canvas_of(self.width, self.height)
-        if canvas.rows != config.grid.side:
-            raise InvalidRequestError(
-                f"height is {self.height} pixels, but panoramas of this version are exactly one crop high: "
-                f"{config.grid.crop_pixels} pixels",
-                "height",
-            )
         config.grid.check_stride(self.stride)
+        config.grid.check_stride(self.row_stride, "row_stride")
+        if not isinstance(self.loop, bool):
+            raise InvalidRequestError(f"loop is {self.loop!r}, but must be True or False", "loop")
+        if self.loop:
+            check_loop(canvas, config.grid)
         check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         if self.guidance is not None and self.guidance > 1 and not config.unconditional:
             raise InvalidRequestError(
@@ -110,6 +116,8 @@ class PanoramaRequest:
             seed=self.seed,
             guidance=max(float(self.guidance), 1.0),
             guidance_interval=self.guidance_interval,
+            row_stride=self.row_stride,
+            loop=self.loop,
         )
 
 

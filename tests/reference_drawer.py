@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from panoserve.models.reference import ReferenceLane, ReferenceModel
-from panoserve.redirect.plan import Copy, Lane, plan_of
+from panoserve.redirect.layout import plan_of
+from panoserve.redirect.plan import Copy, Lane
 from panoserve.redirect.simulate import draw_plan
 from panoserve.serve.request import PanoramaRequest
 

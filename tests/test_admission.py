@@ -28,6 +28,17 @@ def test_a_panorama_that_ends_frees_what_it_held() -> None:
     assert admission.begin("b", lane_blocks=1, guaranteed=1, lanes=1)
 
 
+def test_lanes_ahead_of_their_turn_take_no_reserved_place() -> None:
+    """Two of three places are reserved for lanes in order; one lane may come early, and counts in order once it is."""
+    admission = Admission(blocks=3, seats=9)
+    assert admission.begin("a", lane_blocks=1, guaranteed=2, lanes=6)
+    assert admission.admit("a")
+    assert admission.admit("a", ahead=1)
+    assert not admission.admit("a", ahead=2)
+    assert admission.admit("a", ahead=0), "the lane before it is in, so both are in order now"
+    assert not admission.admit("a", ahead=0), "three places hold three lanes"
+
+
 def test_seats_count_too() -> None:
     admission = Admission(blocks=100, seats=2)
     assert admission.begin("a", lane_blocks=1, guaranteed=1, lanes=5)

@@ -49,7 +49,7 @@ class StandIn:
                 )
                 yield index, Panorama(request, noise, None, STATS, truncated=False)
 
-    def decode(self, codes: torch.Tensor) -> Image.Image:
+    def decode(self, codes: torch.Tensor, loop: bool = False) -> Image.Image:
         return Image.fromarray(codes.to(torch.uint8).numpy())
 
 

@@ -33,7 +33,8 @@ from panoserve.benchmarks.throughput import Workload, parse
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.configs.model import ModelConfig
 from panoserve.models.reference import ReferenceLane, ReferenceModel
-from panoserve.redirect.plan import Copy, Lane, horizontal_plan
+from panoserve.redirect.layout import canvas_plan
+from panoserve.redirect.plan import Copy, Lane
 from panoserve.redirect.simulate import draw_plan, predict
 from panoserve.serve.request import PanoramaRequest
 
@@ -80,7 +81,7 @@ def test_baseline_draws_what_the_reference_draws(columns: int, stride: int) -> N
     sampler = SequentialSampler(TINY, weights, labels, guidance=GUIDANCE, temperature=0)
     drawn = draw_panorama(sampler, columns, stride)
 
-    plan = horizontal_plan(Canvas(5, columns), TINY.grid, stride, "recompute")
+    plan = canvas_plan(Canvas(5, columns), TINY.grid, stride, "recompute")
     for label, codes in zip(labels.tolist(), drawn.tolist(), strict=True):
 
         def new_lane(lane: Lane, label: int = label) -> ReferenceDrawer:
@@ -142,10 +143,10 @@ def test_slots_read_by_hand() -> None:
     in reuse), row 1 on slot 4."""
     grid = Grid(2, 16)
     canvas = Canvas(2, 3)
-    assert slots_read(horizontal_plan(canvas, grid, 1, "recompute")) == 10 + 2 + 4
+    assert slots_read(canvas_plan(canvas, grid, 1, "recompute")) == 10 + 2 + 4
     wide = Grid(4, 16)
-    reuse = slots_read(horizontal_plan(Canvas(4, 6), wide, 2, "reuse"))
-    recompute = slots_read(horizontal_plan(Canvas(4, 6), wide, 2, "recompute"))
+    reuse = slots_read(canvas_plan(Canvas(4, 6), wide, 2, "reuse"))
+    recompute = slots_read(canvas_plan(Canvas(4, 6), wide, 2, "recompute"))
     assert recompute == sum(range(1, 17)) + sum(1 + 4 * row + 2 + step for row in range(4) for step in range(2))
     assert reuse - recompute == sum(1 + 4 * row + 4 for row in range(3))  # one step more in each row but the last
 
@@ -177,7 +178,7 @@ class FakeEngine:
         predictions = []
         for request in requests:
             resolved = request.resolve(self.config)
-            plan = horizontal_plan(resolved.canvas(self.config), self.config.grid, resolved.stride, resolved.context)  # type: ignore[arg-type]
+            plan = canvas_plan(resolved.canvas(self.config), self.config.grid, resolved.stride, resolved.context)  # type: ignore[arg-type]
             predictions.append(predict(plan, 1))
         self.steps += max(prediction.steps for prediction in predictions)
         return [SimpleNamespace(stats=prediction) for prediction in predictions]

@@ -79,7 +79,8 @@ def test_generate_writes_one_picture_with_its_record(run: Run, captions: Path, t
 def test_json_is_one_object_and_nothing_else(run: Run, classes: Path, tmp_path: Path) -> None:
     out, codes = tmp_path / "out.png", tmp_path / "codes.safetensors"
     code, stdout, _ = run(
-        "generate", "--label", 3, "--model", classes, "--size", "48x32", "--stride", 2, "--seed", 9, "--json",
+        "generate", "--label", 3, "--model", classes, "--size", "48x40", "--stride", 2, "--seed", 9, "--json",
+        "--row-stride", 1, "--loop",
         "--guidance", 1.5, "--guidance-interval", 4, "--temperature", 0, "--top-k", 7, "--top-p", 0.5,
         "--context", "recompute", "--dtype", "float32", "-o", out, "--codes", codes, "--kv-cache-gib", 0.5,
     )  # fmt: skip
@@ -88,14 +89,14 @@ def test_json_is_one_object_and_nothing_else(run: Run, classes: Path, tmp_path: 
     answer = json.loads(stdout)
     assert answer["path"] == str(out)
     assert answer["codes_path"] == str(codes)
-    assert answer["codes"] == [[9] * 6] * 4
-    counters = {"steps": 7, "drawn": 24, "forward_tokens": 9, "copied_slots": 4, "lanes": 2}
+    assert answer["codes"] == [[9] * 6] * 5
+    counters = {"steps": 7, "drawn": 30, "forward_tokens": 9, "copied_slots": 4, "lanes": 2}
     assert answer["stats"] == {**counters, "seconds": 0.5}
     assert answer["truncated"] is False
     expected = {
-        "label": 3, "prompt": None, "width": 48, "height": 32, "stride": 2, "seed": 9, "guidance": 1.5,
+        "label": 3, "prompt": None, "width": 48, "height": 40, "stride": 2, "seed": 9, "guidance": 1.5,
         "guidance_interval": 4, "temperature": 0.0, "top_k": 7, "top_p": 0.5, "context": "recompute",
-        "dtype": "float32",
+        "dtype": "float32", "row_stride": 1, "loop": True,
     }  # fmt: skip
     assert {name: answer["request"][name] for name in expected} == expected
     assert answer["request"] == asdict(read_record(out))
@@ -130,7 +131,21 @@ def test_features_are_read_and_recorded(run: Run, captions: Path, tmp_path: Path
 
 def test_replay_asks_for_the_same_thing(run: Run, captions: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    settings = ("--size", "64x32", "--stride", 1, "--context", "recompute", "--dtype", "float32", "--top-k", 9)
+    settings = (
+        "--size",
+        "64x48",
+        "--stride",
+        1,
+        "--row-stride",
+        2,
+        "--loop",
+        "--context",
+        "recompute",
+        "--dtype",
+        "float32",
+        "--top-k",
+        9,
+    )
     assert (
         run("generate", "hills", "--model", captions, "-o", out, *settings)[0] == 0
     )  # the seed is drawn, and recorded
@@ -177,7 +192,8 @@ BAD = {
     "size that is no size": (["hills", "--size", "wide"], "expected WIDTHxHEIGHT"),
     "stride 0": (["hills", "--stride", "0"], "from 1 to 4"),
     "stride above the grid": (["hills", "--stride", "5"], "from 1 to 4"),
-    "taller than a crop": (["hills", "--size", "96x64"], "one crop high"),
+    "row stride above the grid": (["hills", "--size", "96x64", "--row-stride", "5"], "row_stride is 5"),
+    "a loop of one crop": (["hills", "--size", "32x64", "--loop"], "wider than one crop: at least 40"),
     "guidance below 0": (["hills", "--guidance", "-3"], "guidance"),
     "guidance above 100": (["hills", "--guidance", "101"], "guidance"),
     "guidance nan": (["hills", "--guidance", "nan"], "guidance"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,17 @@ def test_chunks_hold_any_value(prompt: str, guidance: float, seed: int) -> None:
     assert DrawRecord.from_chunks(record.to_chunks(), "test") == record
 
 
-@pytest.mark.parametrize("missing", [f.name for f in fields(DrawRecord) if not str(f.type).endswith("None")])
+REQUIRED = [f.name for f in fields(DrawRecord) if f.default is MISSING and not str(f.type).endswith("None")]
+
+
+def test_what_older_pictures_do_not_say_has_its_default() -> None:
+    chunks = replace(RECORD, row_stride=2, loop=True).to_chunks()
+    assert DrawRecord.from_chunks(chunks, "x.png") == replace(RECORD, row_stride=2, loop=True)
+    del chunks[PREFIX + "row_stride"], chunks[PREFIX + "loop"]
+    assert DrawRecord.from_chunks(chunks, "x.png") == RECORD
+
+
+@pytest.mark.parametrize("missing", REQUIRED)
 def test_a_missing_chunk_is_named(missing: str) -> None:
     chunks = RECORD.to_chunks()
     del chunks[PREFIX + missing]
@@ -71,7 +81,8 @@ def test_a_missing_chunk_is_named(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("seed", "1.5"), ("seed", "true"), ("width", '"96"'), ("guidance", "{"), ("context", "3")]
+    ("name", "text"),
+    [("seed", "1.5"), ("seed", "true"), ("width", '"96"'), ("guidance", "{"), ("context", "3"), ("loop", "1")],
 )
 def test_a_chunk_of_the_wrong_type_is_named(name: str, text: str) -> None:
     with pytest.raises(InvalidRequestError, match=rf"panoserve\.{name} = .*expected JSON of type"):

@@ -30,10 +30,11 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "architecture.md", "wavefront.svg"])
-def test_generated_pages_are_current(name: str, generate: ModuleType) -> None:
-    path = ROOT / "docs" / name
-    assert path.read_text(encoding="utf-8") == generate.pages()[path], f"docs/{name} is stale: run `make docs`"
+def test_generated_pages_are_current(generate: ModuleType) -> None:
+    pages = generate.pages()
+    assert len(pages) >= 7
+    stale = [path.name for path, content in pages.items() if path.read_text(encoding="utf-8") != content]
+    assert stale == [], "run `make docs`"
 
 
 def test_the_file_map_covers_every_package_folder(generate: ModuleType) -> None:

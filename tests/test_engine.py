@@ -15,7 +15,8 @@ from reference_drawer import draw_greedily
 
 from panoserve import Engine, PanoramaRequest
 from panoserve.errors import CacheTooSmallError, InvalidRequestError
-from panoserve.redirect.plan import CONTEXTS, plan_of
+from panoserve.redirect.layout import plan_of
+from panoserve.redirect.plan import CONTEXTS
 from panoserve.redirect.simulate import predict
 
 pytestmark = pytest.mark.engine

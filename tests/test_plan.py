@@ -1,19 +1,18 @@
-"""Plans: every code drawn once, everything given is known, turns follow the two rules of the plan language."""
+"""The plan language: turns follow its two rules, and horizontal panoramas cost what they should."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.errors import InvalidRequestError
-from panoserve.redirect.plan import CONTEXTS, Copy, Draw, Feed, Plan, crop_columns, horizontal_plan, lane_seed, turns_of
-from panoserve.redirect.simulate import draw_plan, predict
+from panoserve.redirect.layout import canvas_plan
+from panoserve.redirect.plan import CONTEXTS, Copy, Draw, Feed, Plan, lane_seed, turns_of
+from panoserve.redirect.simulate import predict
 
 
 def plan_of(side: int, width: int, stride: int, context: str) -> Plan:
-    return horizontal_plan(Canvas(side, width), Grid(side, 16), stride, context)  # type: ignore[arg-type]
+    return canvas_plan(Canvas(side, width), Grid(side, 16), stride, context)  # type: ignore[arg-type]
 
 
 def test_a_small_plan_written_out() -> None:
@@ -33,51 +32,6 @@ def test_turns_of_both_contexts() -> None:
     assert [(turn.samples, turn.carry, turn.settle) for turn in reuse] == [(2, False, True)] * 3 + [(1, False, False)]
     fed = list(turns_of(plan_of(4, 5, 1, "recompute").lanes[1]))
     assert [(turn.samples, turn.carry, turn.settle) for turn in fed] == [(1, False, False)] + [(1, True, False)] * 3
-
-
-def test_the_last_stride_shrinks_to_fit() -> None:
-    assert crop_columns(16, 16, 12) == [0]
-    assert crop_columns(40, 16, 12) == [0, 12, 24]
-    assert crop_columns(41, 16, 12) == [0, 12, 24, 25]
-
-
-@given(
-    side=st.integers(2, 6),
-    extra=st.integers(0, 20),
-    stride=st.integers(1, 6),
-    context=st.sampled_from(CONTEXTS),
-)
-def test_every_code_is_drawn_once_from_known_codes(side: int, extra: int, stride: int, context: str) -> None:
-    plan = plan_of(side, side + extra, min(stride, side), context)
-    drawn = 0
-
-    class Counting:
-        """Draws 0, 1, 2, ...; checks that it is only ever given codes that were drawn."""
-
-        def __init__(self) -> None:
-            self.length = 0
-
-        def feed(self, codes: list[int]) -> int:
-            nonlocal drawn
-            assert all(code >= 0 for code in codes)
-            self.length += len(codes)
-            drawn += 1
-            return drawn
-
-        def copy_prefix(self, parent: Counting) -> None:
-            assert self.length == 0 < parent.length
-
-        def copy(self, parent: Counting, copy: Copy, shift: tuple[int, int]) -> None:
-            assert copy.start == self.length
-            assert copy.source + copy.length <= parent.length
-            assert shift == (0, copy.start % side - copy.source % side)
-            self.length += copy.length
-
-    canvas = draw_plan(plan, lambda lane: Counting())
-    cells = [code for row in canvas for code in row]
-    assert min(cells) >= 0
-    assert len(set(cells)) == plan.canvas.codes
-    assert predict(plan, prefix_rows=1).drawn == plan.canvas.codes
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -119,8 +73,3 @@ def test_lane_seeds_differ_and_repeat() -> None:
 def test_a_bad_stride_is_named(stride: object) -> None:
     with pytest.raises(InvalidRequestError, match=r"stride is .* from 1 to 16"):
         plan_of(16, 32, stride, "reuse")  # type: ignore[arg-type]
-
-
-def test_other_heights_are_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="one crop high"):
-        horizontal_plan(Canvas(32, 64), Grid(16, 16), 12, "reuse")

@@ -36,7 +36,9 @@ def test_the_public_api_fits_one_screen() -> None:
 
 def test_defaults_come_from_the_model() -> None:
     request = PanoramaRequest(prompt="hills").resolve(CAPTION)
-    assert (request.width, request.height, request.stride) == (6 * 512, 512, 24)
+    assert (request.width, request.height, request.stride, request.row_stride) == (6 * 512, 512, 24, 24)
+    assert not request.loop
+    assert PanoramaRequest(prompt="hills", stride=8).resolve(CAPTION).row_stride == 8
     assert (request.guidance, request.temperature, request.top_k, request.top_p) == (7.5, 1.0, 1000, 1.0)
     assert request.context == "reuse"
     assert isinstance(request.seed, int)
@@ -53,7 +55,10 @@ def test_a_model_without_guidance_defaults_to_none() -> None:
 BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
     (CLASS, {"label": 1, "width": 1000}, "width", "nearest is 992"),
     (CLASS, {"label": 1, "width": 368}, "width", "nearest is 384"),
-    (CLASS, {"label": 1, "height": 512}, "height", "exactly one crop high: 384"),
+    (CLASS, {"label": 1, "height": 300}, "height", "nearest is 384"),
+    (CLASS, {"label": 1, "row_stride": 25}, "row_stride", "row_stride is 25.* from 1 to 24"),
+    (CLASS, {"label": 1, "width": 384, "loop": True}, "width", "wider than one crop: at least 400"),
+    (CLASS, {"label": 1, "loop": 1}, "loop", "True or False"),
     (CLASS, {"label": 1, "width": 640.0}, "width", "whole number"),
     (CLASS, {"label": 1, "stride": 0}, "stride", "from 1 to 24"),
     (CLASS, {"label": 1, "stride": 25}, "stride", "from 1 to 24"),

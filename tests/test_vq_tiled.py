@@ -50,6 +50,24 @@ def test_equals_the_whole_decode(model: VQModel, shape: tuple[int, ...], memory:
     torch.testing.assert_close(decode_tiled(model, codes, memory=memory), model.decode(codes), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("shape", [(1, 6, 20), (1, 20, 6), (1, 1, 23), (1, 17, 17)], ids=str)
+@pytest.mark.parametrize("memory", [0, 60_000, 300_000])
+def test_around_equals_the_whole_decode_around(model: VQModel, shape: tuple[int, ...], memory: int) -> None:
+    """Strips along the joined edges and across them, in place and in new memory."""
+    codes = random_codes(*shape)
+    strips = decode_tiled(model, codes, memory=memory, around=True)
+    torch.testing.assert_close(strips, model.decode(codes, around=True), rtol=0, atol=TOLERANCE)
+
+
+def test_around_has_no_edge(model: VQModel) -> None:
+    """Codes moved round the circle give the picture moved round; a plain decode does not."""
+    codes, side = random_codes(1, 6, 20), TINY_VQ.downsample
+    moved = model.decode(codes.roll(7, dims=-1), around=True)
+    torch.testing.assert_close(moved, model.decode(codes, around=True).roll(7 * side, dims=-1), rtol=0, atol=TOLERANCE)
+    plain = model.decode(codes.roll(7, dims=-1)) - model.decode(codes).roll(7 * side, dims=-1)
+    assert plain.abs().max() > 100 * TOLERANCE
+
+
 def test_decoding_tiles_apart_would_not_be_equal(model: VQModel) -> None:
     """Why this module exists: global statistics and attention make a naive tile differ by far more than rounding."""
     codes = random_codes(1, 6, 20)

@@ -2,9 +2,10 @@
 
 A *field* is one activation of the decoder over the whole canvas, [1, C, H, W], of which any *span* (a range of columns,
 or of rows: `dim` 3 or 2) can be had. A `Stored` field is a tensor; every other field computes its span from spans of
-the fields it reads, asking for as many more positions on either side as its convolutions reach, and for none beyond
-the canvas, where convolutions see zeros as they do in a whole decode. Normalisation comes in as an `Affine`: the
-statistics belong to the whole canvas and have been measured, over all strips, before.
+the fields it reads, asking for as many more positions on either side as its convolutions reach, and for none beyond the
+canvas, where convolutions see zeros as they do in a whole decode. In a picture all around (`around`) left and right
+edge are joined: positions of `dim` 3 beyond one edge are those behind the other. Normalisation comes in as an `Affine`:
+the statistics belong to the whole canvas and have been measured, over all strips, before.
 """
 
 from __future__ import annotations
@@ -79,12 +80,16 @@ class Field(Protocol):
     """One activation over the whole canvas. `work` is multiply-adds per position of `dim`, recomputation included."""
 
     dim: int
+    around: bool
     channels: int
     size: tuple[int, int]  # H, W
     work: float
 
     def span(self, start: int, stop: int) -> Tensor:
-        """Positions start..stop of `dim`: [1, C, H, stop - start], or [1, C, stop - start, W] where dim is 2."""
+        """Positions start..stop of `dim`: [1, C, H, stop - start], or [1, C, stop - start, W] where dim is 2.
+
+        Both may lie beyond the canvas where its edges are joined (`endless`).
+        """
 
     def reads(self) -> list[Field]:
         """The fields that `span` reads."""
@@ -94,22 +99,31 @@ def length(field: Field) -> int:
     return field.size[field.dim - 2]
 
 
+def endless(field: Field) -> bool:
+    """Whether the cut dimension has no edges."""
+    return field.around and field.dim == 3
+
+
 def _convolution_work(conv: nn.Conv2d, field: Field) -> float:
     across = field.size[3 - field.dim]
     return float(conv.weight.numel() * across)
 
 
 def _reach(field: Field, start: int, stop: int) -> tuple[int, int]:
-    """start..stop and one more position on either side, within the canvas."""
+    """start..stop and one more position on either side, within the canvas if it has edges."""
+    if endless(field):
+        return start - 1, stop + 1
     return max(start - 1, 0), min(stop + 1, length(field))
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor, field: Field, start: int, stop: int) -> Tensor:
-    """conv of x, which covers _reach(start, stop), for the positions start..stop; zeros stand beyond the canvas."""
-    before, after = int(start == 0), int(stop == length(field))
+    """conv of x, which covers _reach(start, stop), for the positions start..stop; zeros stand beyond the edges."""
     along_columns = field.dim == 3
+    before, after = (0, 0) if endless(field) else (int(start == 0), int(stop == length(field)))
     if before or after:
         x = F.pad(x, (before, after, 0, 0) if along_columns else (0, 0, before, after))
+    if field.around and not along_columns:
+        return F.conv2d(F.pad(x, (1, 1, 0, 0), mode="circular"), conv.weight, conv.bias)
     return F.conv2d(x, conv.weight, conv.bias, padding=(1, 0) if along_columns else (0, 1))
 
 
@@ -118,14 +132,17 @@ class Stored:
 
     work = 0.0
 
-    def __init__(self, values: Tensor, dim: int) -> None:
+    def __init__(self, values: Tensor, dim: int, around: bool = False) -> None:
         self.values = values
-        self.dim = dim
+        self.dim, self.around = dim, around
         self.channels = values.shape[1]
         self.size = (values.shape[2], values.shape[3])
 
     def span(self, start: int, stop: int) -> Tensor:
-        return self.values.narrow(self.dim, start, stop - start)
+        if start >= 0 and stop <= length(self):
+            return self.values.narrow(self.dim, start, stop - start)
+        positions = torch.arange(start, stop, device=self.values.device) % length(self)
+        return self.values.index_select(self.dim, positions)
 
     def reads(self) -> list[Field]:
         return []
@@ -136,7 +153,7 @@ class Grown:
 
     def __init__(self, source: Field, upsample: Upsample) -> None:
         self.source, self.conv = source, upsample.conv
-        self.dim, self.channels = source.dim, upsample.conv.out_channels
+        self.dim, self.around, self.channels = source.dim, source.around, upsample.conv.out_channels
         self.size = (2 * source.size[0], 2 * source.size[1])
         self.work = _convolution_work(self.conv, self) + source.work / 2
 
@@ -155,7 +172,8 @@ class Half:
 
     def __init__(self, source: Field, block: ResBlock, norm1: Affine | None) -> None:
         self.source, self.conv, self.norm1 = source, block.conv1, norm1
-        self.dim, self.channels, self.size = source.dim, block.conv1.out_channels, source.size
+        self.dim, self.around = source.dim, source.around
+        self.channels, self.size = block.conv1.out_channels, source.size
         self.work = _convolution_work(self.conv, self) + source.work
 
     def span(self, start: int, stop: int) -> Tensor:
@@ -175,7 +193,7 @@ class Block:
 
     def __init__(self, source: Field, half: Field, block: ResBlock, norm2: Affine | None) -> None:
         self.source, self.half, self.block, self.norm2 = source, half, block, norm2
-        self.dim, self.channels, self.size = half.dim, half.channels, half.size
+        self.dim, self.around, self.channels, self.size = half.dim, half.around, half.channels, half.size
         self.work = _convolution_work(block.conv2, self) + (source.work if isinstance(half, Stored) else half.work)
         if block.nin_shortcut is not None:
             self.work += _convolution_work(block.nin_shortcut, self)
@@ -202,7 +220,7 @@ class Picture:
 
     def __init__(self, source: Field, conv: nn.Conv2d, norm: Affine | None) -> None:
         self.source, self.conv, self.norm = source, conv, norm
-        self.dim, self.channels, self.size = source.dim, conv.out_channels, source.size
+        self.dim, self.around, self.channels, self.size = source.dim, source.around, conv.out_channels, source.size
         self.work = _convolution_work(conv, self) + source.work
 
     def span(self, start: int, stop: int) -> Tensor:

@@ -18,6 +18,13 @@ def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
+def convolve(conv: nn.Conv2d, x: Tensor, around: bool) -> Tensor:
+    """A 3x3 convolution with zeros beyond all edges or, `around`, with left and right edge joined."""
+    if not around:
+        return conv(x)
+    return F.conv2d(F.pad(x, (1, 1, 0, 0), mode="circular"), conv.weight, conv.bias, padding=(1, 0))
+
+
 class ResBlock(nn.Module):
     """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1 convolution where the width changes)."""
 
@@ -29,10 +36,10 @@ class ResBlock(nn.Module):
         self.conv2 = conv3x3(outputs, outputs)
         self.nin_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, inputs, H, W] -> [B, outputs, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, around: bool = False) -> Tensor:
+        """x [B, inputs, H, W] -> [B, outputs, H, W]; `around` as in `convolve`."""
+        h = convolve(self.conv1, F.silu(self.norm1(x)), around)
+        h = convolve(self.conv2, F.silu(self.norm2(h)), around)
         return self.shortcut(x) + h
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -50,8 +57,8 @@ class AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, kernel_size=1)
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] -> [B, C, H, W]; memory is linear in H * W."""
+    def forward(self, x: Tensor, around: bool = False) -> Tensor:
+        """x [B, C, H, W] -> [B, C, H, W]; memory is linear in H * W. No edge matters here, so `around` does not."""
         h = self.norm(x)
         q, k, v = (proj(h).flatten(2).transpose(1, 2) for proj in (self.q, self.k, self.v))  # [B, H*W, C]
         mixed = attend(q, k, v).transpose(1, 2).reshape(x.shape)
@@ -76,8 +83,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv3x3(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, around: bool = False) -> Tensor:
+        return convolve(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"), around)
 
 
 class Level(nn.Module):
@@ -106,9 +113,9 @@ class Level(nn.Module):
             ordered += [res, self.attn[i]] if len(self.attn) else [res]
         return ordered
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, around: bool = False) -> Tensor:
         for block in self.within():
-            x = block(x)
-        for resample in (self.downsample, self.upsample):
-            x = x if resample is None else resample(x)
-        return x
+            x = block(x, around)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return x if self.upsample is None else self.upsample(x, around)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from panoserve.errors import InvalidRequestError
 from panoserve.vq.config import VQConfig
-from panoserve.vq.layers import AttnBlock, Downsample, Level, ResBlock, Upsample, conv3x3, group_norm
+from panoserve.vq.layers import AttnBlock, Downsample, Level, ResBlock, Upsample, conv3x3, convolve, group_norm
 from panoserve.vq.quantizer import VectorQuantizer
 
 
@@ -67,11 +67,11 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[last], groups)
         self.conv_out = conv3x3(widths[last], 3)
 
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_in(z)
+    def forward(self, z: Tensor, around: bool = False) -> Tensor:
+        x = convolve(self.conv_in, z, around)
         for block in (*self.mid, *self.conv_blocks):
-            x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            x = block(x, around)
+        return convolve(self.conv_out, F.silu(self.norm_out(x)), around)
 
 
 class VQModel(nn.Module):
@@ -106,13 +106,16 @@ class VQModel(nn.Module):
         """Pictures [B, 3, H, W] -> codes int64 [B, h, w]."""
         return self.quantize.encode(self.encode_latents(images))
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor, around: bool = False) -> Tensor:
         """Quantised latents [B, code_dim, h, w] -> pictures [B, 3, H, W]."""
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder(self.post_quant_conv(latents), around)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, h, w] -> pictures [B, 3, H, W], the whole canvas at once (`decode_tiled` bounds the memory)."""
-        return self.decode_latents(self.quantize.lookup(codes))
+    def decode(self, codes: Tensor, around: bool = False) -> Tensor:
+        """Codes [B, h, w] -> pictures [B, 3, H, W], the whole canvas at once (`decode_tiled` bounds the memory).
+
+        around: the right edge meets the left one, so every convolution of the decoder sees across it.
+        """
+        return self.decode_latents(self.quantize.lookup(codes), around)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training: (reconstruction [B, 3, H, W], codebook + commitment loss, codes [B, h, w]).

@@ -14,8 +14,8 @@ The memory bound, beyond the weights and the returned picture (12 bytes a pixel)
 
 - latent part: 10 * width * s bytes per latent cell, width being the coarsest level's (VQ-16 float32: 20 KiB a cell);
 - kept: at most `memory` bytes of activations;
-- strips: at most 8 tensors of one strip at a time, of STRIP_BYTES each, or of MIN_STRIP positions across the canvas's
-  shorter side where that is more.
+- strips: at most 8 tensors (9 in a picture all around) of one strip at a time, of STRIP_BYTES each, or of MIN_STRIP
+  positions across the canvas's shorter side where that is more.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from panoserve.vq.fields import Affine, Block, Field, Grown, Half, Moments, Picture, Stored, length
-from panoserve.vq.layers import AttnBlock, Level, ResBlock
+from panoserve.vq.fields import Affine, Block, Field, Grown, Half, Moments, Picture, Stored, endless, length
+from panoserve.vq.layers import AttnBlock, Level, ResBlock, convolve
 from panoserve.vq.model import Decoder, VQModel
 
 DEFAULT_MEMORY = 3 << 30
@@ -42,13 +42,18 @@ Progress = Callable[[float], None]
 
 @torch.inference_mode()
 def decode_tiled(
-    model: VQModel, codes: Tensor, *, memory: int = DEFAULT_MEMORY, progress: Progress | None = None
+    model: VQModel,
+    codes: Tensor,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+    around: bool = False,
 ) -> Tensor:
     """Codes [B, h, w] -> pictures float32 [B, 3, H, W] in about [-1, 1], on the model's device.
 
-    Equal to `model.decode(codes)` within 1e-4 in float32. `memory` bounds, in bytes, the activations kept between
-    passes (see the module's docstring); a canvas whose whole decode fits into it is decoded whole. `progress` is called
-    with the fraction done, rising to 1.0.
+    Equal to `model.decode(codes, around)` within 1e-4 in float32; around: the right edge meets the left one. `memory`
+    bounds, in bytes, the activations kept between passes (see the module's docstring); a canvas whose whole decode fits
+    into it is decoded whole. `progress` is called with the fraction done, rising to 1.0.
     """
     batch, rows, columns = codes.shape
     side = model.config.downsample
@@ -58,9 +63,9 @@ def decode_tiled(
         report = _share(progress, i, batch)
         canvas = codes[i : i + 1].to(weight.device)
         if whole_decode_bytes(model, rows, columns) <= memory:
-            pictures[i] = model.decode(canvas)[0]
+            pictures[i] = model.decode(canvas, around)[0]
         else:
-            _decode_in_strips(model, canvas, pictures[i : i + 1], memory, report)
+            _decode_in_strips(model, canvas, pictures[i : i + 1], memory, report, around)
         report(1.0)
     return pictures
 
@@ -77,24 +82,28 @@ def _share(progress: Progress | None, i: int, count: int) -> Progress:
     return lambda fraction: progress((i + fraction) / count) if progress else None
 
 
-def _decode_in_strips(model: VQModel, codes: Tensor, picture: Tensor, memory: int, progress: Progress) -> None:
+def _decode_in_strips(
+    model: VQModel, codes: Tensor, picture: Tensor, memory: int, progress: Progress, around: bool
+) -> None:
     """Codes [1, h, w] into picture [1, 3, H, W]. Strips cut the longer side."""
     decoder = model.decoder
     _, rows, columns = codes.shape
     dim = 3 if columns >= rows else 2
-    head = [model.post_quant_conv, decoder.conv_in, *decoder.mid, *cast(Level, decoder.conv_blocks[0]).within()]
+    blocks = [*decoder.mid, *cast(Level, decoder.conv_blocks[0]).within()]
+    head = [model.post_quant_conv, decoder.conv_in, *blocks]
     head_work = _latent_work(head, rows * columns)
     plan = _Plan()
     sketch = torch.empty(
         1, model.config.widths[-1], rows, columns, dtype=model.post_quant_conv.weight.dtype, device="meta"
     )
-    _run_levels(decoder, Stored(sketch, dim), picture, memory, plan)
+    _run_levels(decoder, Stored(sketch, dim, around), picture, memory, plan)
 
     x = model.quantize.lookup(codes).contiguous(memory_format=torch.channels_last)
-    for block in head:
-        x = block(x)
+    x = convolve(decoder.conv_in, model.post_quant_conv(x), around)
+    for block in blocks:
+        x = block(x, around)
     strips = _Strips(lambda work: progress((head_work + work) / (head_work + plan.work)))
-    _run_levels(decoder, Stored(x, dim), picture, memory, strips)
+    _run_levels(decoder, Stored(x, dim, around), picture, memory, strips)
 
 
 class _Passes(Protocol):
@@ -123,20 +132,22 @@ class _Strips:
 
     def run(self, field: Field, target: Tensor | None, norm: nn.GroupNorm | None) -> Affine | None:
         moments = Moments()
-        late: tuple[Tensor, Tensor] | None = (
-            None  # target may be what the next strip still reads, so write one strip late
-        )
+        # The target may be what the next strip still reads, so write one strip late; where the edges are joined, the
+        # last strip reads what the first one stands for.
+        late: list[tuple[Tensor, Tensor]] = []
+        kept = 1 if endless(field) else 0
         for start, stop in _cuts(field):
             strip = field.span(start, stop)
             if norm is not None:
                 moments.add(strip)
-            if late is not None:
-                late[0].copy_(late[1])
-            late = None if target is None else (target.narrow(field.dim, start, stop - start), strip)
+            for place, values in late[kept:]:
+                place.copy_(values)
+            if target is not None:
+                late = [*late[:kept], (target.narrow(field.dim, start, stop - start), strip)]
             self.work += field.work * (stop - start)
             self.report(self.work)
-        if late is not None:
-            late[0].copy_(late[1])
+        for place, values in late:
+            place.copy_(values)
         return None if norm is None else moments.affine(norm)
 
 
@@ -157,7 +168,7 @@ def _run_levels(decoder: Decoder, field: Field, picture: Tensor, memory: int, pa
         if target is None and norm is None:
             return field, None
         affine = passes.run(field, target, norm)
-        return (field if target is None else Stored(target, field.dim)), affine
+        return (field if target is None else Stored(target, field.dim, field.around)), affine
 
     like = field.span(0, 1)
     levels = [cast(Level, level) for level in decoder.conv_blocks]
