@@ -27,6 +27,9 @@ class PanoramaArgs:
     guidance_interval: int
     row_stride: int | None = None  # None: as `stride`
     loop: bool = False
+    prompts: tuple[int, ...] | None = (
+        None  # of every crop, in plan order: which of the request's conditions; None: the only
+    )
 
     def to_extra_args(self) -> dict[str, Any]:
         return {PANORAMA_KEY: asdict(self)}

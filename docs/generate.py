@@ -78,7 +78,8 @@ def command_section(parser: argparse.ArgumentParser) -> str:
     for action in parser._actions:
         names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar or action.dest}`"
         if action.option_strings and action.nargs != 0:
-            names += f" `{action.metavar or ' | '.join(action.choices or [])}`".replace("|", "\\|")
+            metavar = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
+            names += f" `{metavar or ' | '.join(action.choices or [])}`".replace("|", "\\|")
         rows.append(f"| {names} | {(action.help or '').replace('%%', '%')} |")
     return f"## {parser.prog}\n\n{parser.description}\n\n```text\n{usage}\n```\n\n" + "\n".join(rows) + "\n"
 
@@ -166,6 +167,13 @@ KINDS = {  # figure -> canvas in codes (rows, columns), loop, step of the wavefr
 }
 
 
+def prompts_svg() -> str:
+    """Three prompts along a horizontal panorama: one colour each."""
+    canvas, prompts = Canvas(8, 50), [0, 0, 0, 1, 1, 2, 2, 2]
+    plan = canvas_plan(canvas, Grid(8, 1), 6, "reuse", prompts=prompts)
+    return plan_svg(plan, 72, "one colour for each prompt", colour_of=lambda lane: 2 * lane.prompt)
+
+
 def kind_svg(name: str) -> str:
     """A panorama of one kind while it is drawn."""
     (rows, columns), loop, steps = KINDS[name]
@@ -181,6 +189,7 @@ def pages() -> dict[Path, str]:
         docs / "cli.md": cli_page(),
         docs / "architecture.md": architecture_page(current),
         docs / "wavefront.svg": wavefront_svg(),
+        docs / "redirect-prompts.svg": prompts_svg(),
         **{docs / f"redirect-{name}.svg": kind_svg(name) for name in KINDS},
     }
 

@@ -1,7 +1,8 @@
 """Caption features as a vLLM multimodal input.
 
-A request's prompt is empty; its multimodal data is {"caption": features [n, caption_dim]}; the processor inserts n
-placeholder tokens, which the model fills with the projected features (design.md 3, with the traps found there).
+A request's prompt is empty; its multimodal data is {"caption": features [n, caption_dim]}, or a list of such; the
+processor inserts n placeholder tokens for each, which the model fills with the projected features (design.md 3, with
+the traps found there).
 Features must be validated before they come here: a wrong width would take the engine down.
 """
 
@@ -43,13 +44,13 @@ class CaptionParser(MultiModalDataParser):
 
 
 class CaptionInfo(BaseProcessingInfo):
-    """One caption per request, of at most caption_length rows."""
+    """Captions of at most caption_length rows each: one, or as many as a panorama has prompts along the way."""
 
     def get_data_parser(self) -> MultiModalDataParser:
         return CaptionParser()
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {MODALITY: 1}
+        return {MODALITY: None}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         return {MODALITY: self.get_hf_config().caption_length}

@@ -191,8 +191,8 @@ def plan_batch(
             f"{ledger.folder} holds {report.resumed} finished jobs of this file already; add --resume to draw the "
             "others, or choose another folder"
         )
-    for number, name, error in failures:
-        ledger.write_failed(number, name, error)
+    for number, name, reason in failures:
+        ledger.write_failed(number, name, reason)
     report.failed = len(failures)
     ledger.remove_leftovers({job.id for job in jobs})
     return sorted(tasks, key=lambda task: -task.codes), report

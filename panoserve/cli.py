@@ -40,6 +40,16 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def place(text: str) -> int | float:
+    """A place along a side: whole pixels, or with a decimal point a share."""
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected pixels, or a share with a decimal point, such as 0.5"
+        ) from None
+
+
 def gib(text: str) -> float:
     """A size in GiB."""
     try:
@@ -194,6 +204,27 @@ def _batch(commands: Any) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="draw nothing: write results.jsonl from what all shards have done"
     )
+    parser.add_argument(
+        "--at",
+        nargs=2,
+        action="append",
+        metavar=("PLACE", "PROMPT"),
+        help="another prompt (or class) from this column on: pixels, or with a decimal point a share of the width; "
+        "may be repeated, as in --at 0.0 'a beach' --at 0.5 'a city at night'",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="YAML",
+        help="a list of prompts with their places: prompt (or label), left, right, top, bottom, as in --at",
+    )
+    parser.add_argument(
+        "--blend",
+        type=place,
+        default=0,
+        metavar="PLACE",
+        help="width over which prompts shade into each other (default: 0)",
+    )
     _add_engine_options(parser, replay=False)
 
 
@@ -212,6 +243,14 @@ def _replay(commands: Any) -> None:
         "-o", "--output", type=Path, metavar="PNG", help="where to write it (default: PICTURE with -again before .png)"
     )
     _add_engine_options(parser, replay=True)
+
+
+def _plan(commands: Any) -> None:
+    from panoserve import cli_plan
+
+    parser = _command(commands, "plan", cli_plan.plan, cli_plan.ABOUT, cli_plan.DETAIL)
+    parser.add_argument("--size", type=size, metavar="WxH", help="pixels (default: one crop high, six crops wide)")
+    cli_plan.add_arguments(parser)
 
 
 def _info(commands: Any) -> None:
@@ -282,7 +321,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_generate, _batch, _replay, _info, _convert, _doctor):
+    for add in (_generate, _batch, _replay, _plan, _info, _convert, _doctor):
         add(commands)
     return parser
 

@@ -18,7 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from panoserve.cli_files import check_output, fingerprint_files, fingerprint_model, load_features, write_codes
+from panoserve.cli_files import (
+    check_output,
+    fingerprint_files,
+    fingerprint_model,
+    load_features,
+    load_prompts,
+    write_codes,
+)
 from panoserve.cli_model import open_folder
 from panoserve.cli_record import DrawRecord, read_record, write_png
 from panoserve.errors import InvalidRequestError, ModelFolderError
@@ -59,7 +66,9 @@ def generate(arguments: argparse.Namespace) -> int:
     if not arguments.no_decode and arguments.output is None:
         raise InvalidRequestError("no output was named; add -o out.png (or --no-decode with --codes or --json)")
     width, height = arguments.size or (None, None)
+    folder = open_folder(arguments.model)
     values = {
+        "prompts": _prompts(arguments, folder),
         "prompt": arguments.prompt,
         "label": arguments.label,
         "width": width,
@@ -70,7 +79,7 @@ def generate(arguments: argparse.Namespace) -> int:
         Job(
             request=_request(values, arguments.features),
             features=arguments.features,
-            folder=open_folder(arguments.model),
+            folder=folder,
             context=arguments.context,
             dtype=arguments.dtype,
             kv_cache_gib=arguments.kv_cache_gib,
@@ -89,7 +98,7 @@ def replay(arguments: argparse.Namespace) -> int:
     features = Path(record.features) if record.features is not None else None
     if features is not None and features.is_file() and fingerprint_files([features]) != record.features_fingerprint:
         raise InvalidRequestError(f"features file {features} is not the one that {arguments.picture} was drawn from")
-    values = {name: getattr(record, name) for name in ("prompt", "label", "width", "height", *SAMPLING)}
+    values = {name: getattr(record, name) for name in ("prompt", "label", "prompts", "width", "height", *SAMPLING)}
     return _run(
         Job(
             request=_request(values, features),
@@ -107,7 +116,30 @@ def replay(arguments: argparse.Namespace) -> int:
 
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-SAMPLING = ("stride", "row_stride", "loop", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "seed")
+SAMPLING = (
+    "stride", "row_stride", "loop", "blend", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "seed",
+)  # fmt: skip
+
+
+def _prompts(arguments: argparse.Namespace, folder: ModelFolder) -> Any:
+    """What --at or --prompts say, for PanoramaRequest.prompts."""
+    if arguments.prompts is not None:
+        if arguments.at:
+            raise InvalidRequestError("got --at and --prompts; give either", "prompts")
+        return load_prompts(arguments.prompts)
+    entries = []
+    for left, subject in arguments.at or ():
+        try:
+            position = float(left) if "." in left else int(left)
+            entry = {"label": int(subject)} if folder.config.condition == "class" else {"prompt": subject}
+        except ValueError:
+            raise InvalidRequestError(
+                f"got --at {left} {subject!r}; expected pixels or a share such as 0.5, then a prompt (for a "
+                "class-conditional model the number of a class)",
+                "prompts",
+            ) from None
+        entries.append({**entry, "left": position})
+    return entries or None
 
 
 def _request(values: dict[str, Any], features: Path | None) -> PanoramaRequest:
@@ -146,7 +178,8 @@ def _check_folder(job: Job) -> None:
             f"model folder {job.folder.path} has no vq/, so it cannot make pictures; ask for codes "
             "(--no-decode --codes FILE.safetensors), or convert the checkpoint again with --vq"
         )
-    if job.request.prompt is not None and job.folder.config.condition == "caption" and not job.folder.has_text_encoder:
+    text = job.request.prompt is not None or job.request.prompts
+    if text and job.folder.config.condition == "caption" and not job.folder.has_text_encoder:
         raise ModelFolderError(
             f"model folder {job.folder.path} has no text_encoder/, so it cannot read prompts; give --features FILE, or "
             "convert the checkpoint again with --text-encoder"
@@ -209,9 +242,12 @@ def record_of(
 
     features: the file that the request's features came from. fingerprint: the model folder's.
     """
+    from panoserve.serve.prompts import parse_prompts
+
     named = ("prompt", "label", "width", "height", *SAMPLING)
     return DrawRecord(
         **{name: getattr(request, name) for name in named},
+        prompts=[prompt.to_json() for prompt in parse_prompts(request.prompts)] if request.prompts else None,
         features=None if features is None else str(features),
         features_fingerprint=None if features is None else fingerprint_files([features]),
         context=context,

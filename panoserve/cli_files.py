@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from panoserve.errors import InvalidRequestError
 
@@ -104,3 +104,15 @@ def fingerprint_model(folder: Path) -> str:
     """Fingerprint of a model folder: every config and weight file in it, the tokenizer's files included."""
     suffixes = {".json", ".safetensors", ".model"}
     return fingerprint_files(sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in suffixes))
+
+
+def load_prompts(path: Path) -> Any:
+    """A YAML file with prompts along the panorama, as it stands. Raises InvalidRequestError."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidRequestError(f"prompts file {path} does not exist", "prompts") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidRequestError(f"prompts file {path} cannot be read: {' '.join(str(error).split())}") from None

@@ -45,6 +45,8 @@ class DrawRecord:
     version: str
     row_stride: int | None = None  # codes; absent: as stride
     loop: bool = False
+    prompts: list[dict[str, Any]] | None = None  # fields of PromptAt, places in pixels or shares
+    blend: float = 0  # whole pixels, or a share of the picture
 
     def to_chunks(self) -> dict[str, str]:
         """The text chunks of the picture; None is left out."""
@@ -73,7 +75,13 @@ class DrawRecord:
         return cls(**values)
 
 
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "list[dict[str, Any]]": (list,),
+}
 
 
 def _parse(text: str, declared: str, name: str, source: str) -> Any:

@@ -52,6 +52,22 @@ def loop_starts(length: int, side: int, stride: int) -> list[int]:
     return [*crop_starts(length - closing, side, stride), length - closing - overlap]
 
 
+def crop_windows(
+    canvas: Canvas, grid: Grid, stride: int, row_stride: int, loop: bool
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Every window in drawing order: (band, crop of the band) and its first (row, column).
+
+    Along the canvas's shorter side first, which keeps the fewest lanes resident.
+    """
+    side = grid.side
+    rows = crop_starts(canvas.rows, side, row_stride)
+    columns = loop_starts(canvas.columns, side, stride) if loop else crop_starts(canvas.columns, side, stride)
+    across, down = range(len(columns)), range(len(rows))
+    wide = len(rows) <= len(columns)
+    order = [(a, b) for b in across for a in down] if wide else [(a, b) for a in down for b in across]
+    return [((a, b), (rows[a], columns[b])) for a, b in order]
+
+
 def canvas_plan(
     canvas: Canvas,
     grid: Grid,
@@ -61,34 +77,32 @@ def canvas_plan(
     row_stride: int | None = None,
     loop: bool = False,
     known: Known | None = None,
+    prompts: Sequence[int] | None = None,
 ) -> Plan:
     """The lanes that draw a canvas of at least one crop, whatever its size.
 
     stride, row_stride: columns and rows that a crop adds (row_stride: as many as stride, by default). loop: the right
-    edge meets the left one. known: codes that are there beforehand. Lanes are listed along the canvas's shorter side
-    first, which keeps the fewest of them resident. Raises InvalidRequestError for a canvas, stride or `known` that
-    cannot be.
+    edge meets the left one. known: codes that are there beforehand. prompts: the condition of every window, in the
+    order of `crop_windows`; keys and values are copied only between lanes of the same one, because they depend on it.
+    Raises InvalidRequestError for a canvas, stride or `known` that cannot be.
     """
     row_stride = stride if row_stride is None else row_stride
     _check(canvas, grid, stride, row_stride, loop, known)
     side = grid.side
-    rows = crop_starts(canvas.rows, side, row_stride)
-    columns = loop_starts(canvas.columns, side, stride) if loop else crop_starts(canvas.columns, side, stride)
-    across, down = range(len(columns)), range(len(rows))
-    wide = len(rows) <= len(columns)
-    order = [(a, b) for b in across for a in down] if wide else [(a, b) for a in down for b in across]
+    windows = crop_windows(canvas, grid, stride, row_stride, loop)
     there = [bytearray(row) for row in known] if known else [bytearray(canvas.columns) for _ in range(canvas.rows)]
     lanes: list[Lane] = []
     at: dict[tuple[int, int], Lane] = {}  # by place in the lattice; windows with nothing to draw are absent
-    for a, b in order:
-        window = _take_window(there, rows[a], columns[b], side)
+    for ((a, b), (row, column)), prompt in zip(windows, prompts or [0] * len(windows), strict=True):
+        window = _take_window(there, row, column, side)
         near = [(a - 1, b), (a, b - 1), *([(a, 0)] if loop and b > 1 else [])]
-        parents = [at[place] for place in near if place in at] if context == "reuse" else []
-        sources = [s for parent in parents for s in _sources(parent, rows[a], columns[b], canvas, side)]
+        parents = [at[place] for place in near if place in at and at[place].prompt == prompt]
+        sources = [s for p in parents for s in _sources(p, row, column, canvas, side)] if context == "reuse" else []
         segments = tuple(_segments(window, sources, lanes, side))
         if segments:
             copies_prefix = bool(sources) and not isinstance(segments[0], Draw)
-            lane = Lane(len(lanes), rows[a], columns[b], segments, sources[0].parent if copies_prefix else None)
+            prefix_parent = sources[0].parent if copies_prefix else None
+            lane = Lane(len(lanes), row, column, segments, prefix_parent, prompt)
             lanes.append(lane)
             at[a, b] = lane
     return Plan(canvas, grid, context, tuple(lanes))
@@ -103,6 +117,7 @@ def plan_of(args: PanoramaArgs, grid: Grid) -> Plan:
         "reuse" if args.context == "reuse" else "recompute",
         row_stride=args.row_stride,
         loop=args.loop,
+        prompts=args.prompts,
     )
 
 

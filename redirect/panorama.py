@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.v1.request import Request
 
 from panoserve.configs.grid import Grid
@@ -31,7 +33,10 @@ class PanoramaState:
         self.args = args
         self.plan = plan_of(args, grid)
         self.progress = Progress(self.plan)
-        self.prefix_ids: list[int] = list(request.prompt_token_ids or [])
+        self.features = list(request.mm_features)  # one caption per condition; none with classes
+        ids = list(request.prompt_token_ids or [])
+        captions = [[ids[0]] * feature.mm_position.length for feature in self.features]
+        self.prefixes: list[list[int]] = captions or [[label] for label in ids]  # of every condition
         self.admitted: set[int] = set()  # lanes that hold KV
         self._in_turn = 0  # lanes below this were admitted, some perhaps released since
         self._early: set[int] = set()  # lanes above it that were admitted, likewise
@@ -45,8 +50,8 @@ class PanoramaState:
         return self.request.request_id
 
     def lane_blocks(self, block_size: int) -> int:
-        """KV blocks of one lane's whole window."""
-        return -(-(len(self.prefix_ids) + self.plan.grid.codes) // block_size)
+        """KV blocks of one lane's whole window, under the longest condition."""
+        return -(-(max(map(len, self.prefixes)) + self.plan.grid.codes) // block_size)
 
     def ahead_with(self, index: int | None = None) -> int:
         """How many lanes are held ahead of their turn (admission.py), if lane `index` is admitted now."""
@@ -80,21 +85,29 @@ class PanoramaState:
         params.max_tokens = turn.samples
         params.seed = None if params.temperature == 0 else lane_seed(self.args.seed, lane.lane)
         params.extra_args = guidance_args(self.args.guidance, self.args.guidance_interval, drawn_from)
+        prompt = lane.lane.prompt
         return Request(
             request_id=lane_id(self.id, lane.lane.index),
-            prompt_token_ids=self.prefix_ids + given if first else given,
+            prompt_token_ids=self.prefixes[prompt] + given if first else given,
             sampling_params=params,
             pooling_params=None,
             client_index=self.request.client_index,
             arrival_time=self.request.arrival_time,
-            mm_features=list(self.request.mm_features) if first else None,
+            mm_features=self._caption(prompt) if first else None,
             priority=self.request.priority,
             resumable=True,
         )
 
+    def _caption(self, prompt: int) -> list[MultiModalFeatureSpec]:
+        """The features of one condition, at the start of a lane's sequence; empty with classes."""
+        if not self.features:
+            return []
+        feature = self.features[prompt]
+        return [replace(feature, mm_position=replace(feature.mm_position, offset=0))]
+
     def turn_copies(self, lane: LaneProgress) -> list[SequenceCopy]:
         """The KV moves of a lane's next turn."""
-        prefix = len(self.prefix_ids)
+        prefix = len(self.prefixes[lane.lane.prompt])
         copies = []
         if lane.turn == 0 and lane.lane.prefix_parent is not None:
             copies.append(SequenceCopy(lane_id(self.id, lane.lane.prefix_parent), 0, 0, prefix, 0, 0))

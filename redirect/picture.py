@@ -1,18 +1,21 @@
 """A plan as a picture: which crop draws which codes, and how far they are at some step of the wavefront.
 
-`plan_svg` makes the figures of the documentation. Pure Python.
+`plan_svg` makes the figures of the documentation, `plan_text` the picture of `panoserve plan`. Pure Python.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
+from string import ascii_lowercase, ascii_uppercase
 
-from panoserve.redirect.plan import UNKNOWN, Codes, Plan
+from panoserve.redirect.plan import UNKNOWN, Codes, Lane, Plan
 from panoserve.redirect.simulate import play
 
 COLOURS = ("#4477aa", "#66a5ad", "#88aa55", "#ddaa33", "#cc6655", "#aa7799", "#777777")
 GIVEN = "#e8e4d8"  # codes that were there beforehand
 CELL = 12  # pixels
+SIGNS = "0123456789" + ascii_lowercase + ascii_uppercase
 
 
 def owners(plan: Plan) -> Codes:
@@ -32,8 +35,12 @@ def codes_at(plan: Plan, steps: int) -> Codes:
     return codes
 
 
-def plan_svg(plan: Plan, steps: int, legend: str) -> str:
-    """Crops in colours, full where drawn after `steps` steps and pale where not; brackets show crops' columns."""
+def plan_svg(plan: Plan, steps: int, legend: str, colour_of: Callable[[Lane], int] = lambda lane: lane.index) -> str:
+    """Crops in colours, full where drawn after `steps` steps and pale where not; brackets show where crops stand.
+
+    colour_of: the number of a lane's colour.
+    """
+    colours = [COLOURS[colour_of(lane) % len(COLOURS)] for lane in plan.lanes]
     side, cells, codes = plan.grid.side, owners(plan), codes_at(plan, steps)
     width, height = plan.canvas.columns * CELL, plan.canvas.rows * CELL
     box = f"-14 -14 {width + 28} {height + 50}"
@@ -44,7 +51,7 @@ def plan_svg(plan: Plan, steps: int, legend: str) -> str:
     ]
     for row, line in enumerate(cells):
         for column, owner in enumerate(line):
-            colour = GIVEN if owner == UNKNOWN else COLOURS[owner % len(COLOURS)]
+            colour = GIVEN if owner == UNKNOWN else colours[owner]
             opacity = 0.22 if codes[row][column] == UNKNOWN else 1
             parts.append(
                 f'<rect x="{column * CELL}" y="{row * CELL}" width="{CELL - 1}" height="{CELL - 1}" fill="{colour}" '
@@ -53,7 +60,7 @@ def plan_svg(plan: Plan, steps: int, legend: str) -> str:
     columns = sorted({lane.column for lane in plan.lanes})
     rows = sorted({lane.row for lane in plan.lanes})
     for lane in plan.lanes:
-        colour = COLOURS[lane.index % len(COLOURS)]
+        colour = colours[lane.index]
         if lane.row == 0:
             left, top = lane.column * CELL, -3 - 6 * (columns.index(lane.column) % 2)
             parts.append(_line(f"M{left} {top + 3}V{top}H{left + side * CELL - 1}V{top + 3}", colour))
@@ -66,3 +73,15 @@ def plan_svg(plan: Plan, steps: int, legend: str) -> str:
 
 def _line(path: str, colour: str) -> str:
     return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+
+def plan_text(plan: Plan, width: int) -> str:
+    """The canvas in at most `width` characters across: every place shows the number of the crop that draws it.
+
+    A character stands for a rectangle of codes twice as high as wide; crop numbers are shown modulo 62 (0-9, a-z, A-Z),
+    and a dot stands for codes that are given beforehand.
+    """
+    cells = owners(plan)
+    across = -(-plan.canvas.columns // width)
+    lines = [line[across // 2 :: across] for line in cells[across :: 2 * across] or cells[:1]]
+    return "\n".join("".join("." if c == UNKNOWN else SIGNS[c % len(SIGNS)] for c in line) for line in lines)

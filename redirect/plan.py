@@ -72,6 +72,7 @@ class Lane:
     column: int
     segments: tuple[Segment, ...]
     prefix_parent: int | None = None
+    prompt: int = 0  # which of the panorama's conditions it is drawn under
 
 
 @dataclass(frozen=True, slots=True)

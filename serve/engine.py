@@ -109,7 +109,7 @@ class _EngineBase:
         """Raise CacheTooSmallError if the panorama could never be drawn in this engine's cache."""
         cache, lanes = self.vllm_config.cache_config, self.vllm_config.scheduler_config.max_num_seqs
         captions = submission.prompt.get("multi_modal_data", {}).get("caption")
-        slots = (1 if captions is None else len(captions)) + self.config.grid.codes
+        slots = (1 if captions is None else max(map(len, captions))) + self.config.grid.codes
         lane_blocks = -(-slots // cache.block_size)
         blocks = (cache.num_gpu_blocks or 0) - 1  # vLLM keeps one for itself
         args = submission.request.engine_args(self.config)
@@ -206,9 +206,9 @@ class Engine(_EngineBase):
                     request_id = self._submit(submission, running)
                     indices[request_id], lanes[request_id] = index, len(plan_of(args, self.config.grid).lanes)
                     continue
-                for request_id, error in self._step(running, advance):
+                for request_id, failure in self._step(running, advance):
                     drawing = running.pop(request_id)
-                    yield indices[request_id], self._panorama(drawing, decode=False) if error is None else error
+                    yield indices[request_id], self._panorama(drawing, decode=False) if failure is None else failure
         finally:
             if running:
                 self._engine.abort_request(list(running))

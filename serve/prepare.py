@@ -10,6 +10,7 @@ import torch
 
 from panoserve.errors import InvalidRequestError
 from panoserve.serve.folder import ModelFolder
+from panoserve.serve.prompts import PromptAt, mix
 from panoserve.serve.request import PanoramaRequest
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ class Submission:
     truncated: bool
 
 
+def subjects(request: PanoramaRequest) -> list[PanoramaRequest | PromptAt]:
+    """What a resolved request shows: its own subject, then those of `prompts`."""
+    return [request, *(prompt for prompt in request.prompts or () if isinstance(prompt, PromptAt))]
+
+
 class Preparer:
     """Prepares requests for one model folder; the text encoder is loaded when first needed."""
 
@@ -39,19 +45,38 @@ class Preparer:
     def prepare(self, requests: Sequence[PanoramaRequest]) -> list[Submission]:
         """Check every request before any is submitted; equal prompts are encoded once. Raises InvalidRequestError."""
         resolved = [request.resolve(self.folder.config, self.context) for request in requests]
-        encoded = self._encode(list(dict.fromkeys(r.prompt for r in resolved if r.prompt is not None)))
+        texts = [subject.prompt for request in resolved for subject in subjects(request) if subject.prompt is not None]
+        encoded = self._encode(list(dict.fromkeys(texts)))
         submissions = []
         for request in resolved:
-            truncated = False
-            if request.label is not None:
-                prompt: dict[str, Any] = {"prompt_token_ids": [request.label]}
-            else:
-                features = request.features
-                if request.prompt is not None:
-                    features, truncated = encoded[request.prompt]
-                prompt = {"prompt_token_ids": [], "multi_modal_data": {"caption": features}}
+            prompt, truncated = self._prompt(request, encoded)
             submissions.append(Submission(request, prompt, self._sampling_params(request), truncated))
         return submissions
+
+    def _prompt(
+        self, request: PanoramaRequest, encoded: dict[str, tuple[torch.Tensor, bool]]
+    ) -> tuple[dict[str, Any], bool]:
+        """vLLM's prompt, which holds every condition of the panorama, and whether a text was cut."""
+        config = self.folder.config
+        conditions = request.conditions(config)
+        if config.condition == "class":
+            labels = [subject.label for subject in subjects(request)]
+            return {"prompt_token_ids": [labels[mixture[0][0]] for mixture in conditions]}, False
+        features, truncated = [], False
+        for subject in subjects(request):
+            rows, cut = (subject.features, False) if subject.prompt is None else encoded[subject.prompt]
+            assert rows is not None
+            features.append(rows)
+            truncated = truncated or cut
+        captions = [mix(features, mixture) for mixture in conditions]
+        total, most = sum(map(len, captions)), config.max_prefix + config.grid.codes
+        if total > most:
+            raise InvalidRequestError(
+                f"the {len(captions)} captions along the panorama have {total} rows together, but this model takes at "
+                f"most {most}; use fewer or shorter prompts, or a smaller blend",
+                "prompts",
+            )
+        return {"prompt_token_ids": [], "multi_modal_data": {"caption": captions}}, truncated
 
     def _encode(self, prompts: list[str]) -> dict[str, tuple[torch.Tensor, bool]]:
         if not prompts:

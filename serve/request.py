@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ from panoserve.configs.grid import Canvas
 from panoserve.configs.model import ModelConfig
 from panoserve.configs.wire import PanoramaArgs
 from panoserve.errors import InvalidRequestError
-from panoserve.redirect.layout import check_loop
+from panoserve.redirect.layout import check_loop, crop_windows
 from panoserve.redirect.plan import CONTEXTS
+from panoserve.serve.prompts import Mixture, Place, PromptAt, check_place, mixtures, parse_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +50,22 @@ class PanoramaRequest:
     context: str | None = None  # "reuse" or "recompute"; the engine's own by default
     row_stride: int | None = None  # rows that a crop adds
     loop: bool = False  # the right edge meets the left one, as in a view all around
+    prompts: Sequence[PromptAt] | None = None  # what else to draw, and where; mappings of PromptAt's fields do as well
+    blend: Place = 0  # over what width prompts shade into each other: caption features are mixed
 
     def resolve(self, config: ModelConfig, context: str = "reuse") -> PanoramaRequest:
         """The same request with every None filled in, checked against the model. Raises InvalidRequestError."""
         crop = config.grid.crop_pixels
+        prompts = None if self.prompts is None else parse_prompts(self.prompts)
+        nothing = self.prompt is None and self.label is None and self.features is None
+        first = prompts[0] if prompts and nothing else self
         stride = config.grid.default_stride if self.stride is None else self.stride
         filled = replace(
             self,
+            prompts=prompts,
+            prompt=first.prompt,
+            label=first.label,
+            features=first.features,
             width=DEFAULT_CROPS_WIDE * crop if self.width is None else self.width,
             height=crop if self.height is None else self.height,
             stride=stride,
@@ -82,6 +93,7 @@ class PanoramaRequest:
             raise InvalidRequestError(f"loop is {self.loop!r}, but must be True or False", "loop")
         if self.loop:
             check_loop(canvas, config.grid)
+        self._check_prompts(config)
         check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         if self.guidance is not None and self.guidance > 1 and not config.unconditional:
             raise InvalidRequestError(
@@ -98,16 +110,46 @@ class PanoramaRequest:
         if self.context not in CONTEXTS:
             raise InvalidRequestError(f"context is {self.context!r}, but must be {' or '.join(CONTEXTS)}", "context")
 
+    def _check_prompts(self, config: ModelConfig) -> None:
+        check_place("blend", self.blend)
+        if self.blend and config.condition == "class":
+            raise InvalidRequestError(
+                "blend mixes caption features, but this model takes classes; leave it out", "blend"
+            )
+        for prompt in self.prompts or ():
+            assert isinstance(prompt, PromptAt)
+            check_subject(prompt, config)
+            for name in ("left", "right", "top", "bottom"):
+                if getattr(prompt, name) is not None:
+                    check_place(f"{name} of a prompt", getattr(prompt, name))
+
     def canvas(self, config: ModelConfig) -> Canvas:
         """The canvas of a resolved request."""
         assert self.width is not None and self.height is not None
         return config.grid.canvas_of(self.width, self.height)
+
+    def windows(self, config: ModelConfig) -> list[tuple[int, int]]:
+        """First (row, column) of every crop of a resolved request, in drawing order."""
+        assert self.stride is not None and self.row_stride is not None
+        windows = crop_windows(self.canvas(config), config.grid, self.stride, self.row_stride, self.loop)
+        return [place for _, place in windows]
+
+    def conditions(self, config: ModelConfig) -> list[Mixture]:
+        """What the crops of a resolved request are conditioned on, each mixture once, in the order of their use."""
+        if not self.prompts:
+            return [((0, 1.0),)]
+        return list(dict.fromkeys(mixtures(self, self.canvas(config), config.grid, self.windows(config))))
 
     def engine_args(self, config: ModelConfig) -> PanoramaArgs:
         """What the scheduler is told about a resolved request."""
         assert self.stride is not None and self.seed is not None
         assert self.guidance is not None and self.context is not None
         canvas = self.canvas(config)
+        prompts = None
+        if self.prompts:
+            number = {mixture: index for index, mixture in enumerate(self.conditions(config))}
+            crops = mixtures(self, canvas, config.grid, self.windows(config))
+            prompts = tuple(number[mixture] for mixture in crops)
         return PanoramaArgs(
             rows=canvas.rows,
             columns=canvas.columns,
@@ -118,6 +160,7 @@ class PanoramaRequest:
             guidance_interval=self.guidance_interval,
             row_stride=self.row_stride,
             loop=self.loop,
+            prompts=prompts,
         )
 
 
@@ -144,7 +187,7 @@ class Panorama:
     truncated: bool  # the prompt was longer than the text encoder takes
 
 
-def check_subject(request: PanoramaRequest, config: ModelConfig) -> None:
+def check_subject(request: PanoramaRequest | PromptAt, config: ModelConfig) -> None:
     """Exactly one of prompt, label and features, and of the model's kind."""
     given = [name for name in ("prompt", "label", "features") if getattr(request, name) is not None]
     wanted = "label" if config.condition == "class" else "prompt or features"

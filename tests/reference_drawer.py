@@ -8,6 +8,8 @@ from panoserve.models.reference import ReferenceLane, ReferenceModel
 from panoserve.redirect.layout import plan_of
 from panoserve.redirect.plan import Copy, Lane
 from panoserve.redirect.simulate import draw_plan
+from panoserve.serve.prepare import subjects
+from panoserve.serve.prompts import mix
 from panoserve.serve.request import PanoramaRequest
 
 
@@ -41,18 +43,21 @@ def draw_greedily(model: ReferenceModel, request: PanoramaRequest) -> torch.Tens
     config = model.config
     request = request.resolve(config)
     args = request.engine_args(config)
-    if request.label is not None:
-        streams = [model.cls_embedding(torch.tensor([request.label]))]
-        if args.guidance > 1:
-            streams.append(model.cls_embedding(torch.tensor([config.num_classes])))
-    else:
-        assert request.features is not None
-        streams = [model.cls_embedding(request.features[None])]
-        if args.guidance > 1:
-            streams.append(model.cls_embedding.unconditional(len(request.features)))
-    prefix = torch.cat(streams)
+    prefixes = []
+    for mixture in request.conditions(config):
+        if config.condition == "class":
+            label = subjects(request)[mixture[0][0]].label
+            streams = [model.cls_embedding(torch.tensor([label]))]
+            if args.guidance > 1:
+                streams.append(model.cls_embedding(torch.tensor([config.num_classes])))
+        else:
+            features = mix([subject.features for subject in subjects(request)], mixture)  # type: ignore[misc]
+            streams = [model.cls_embedding(features[None])]
+            if args.guidance > 1:
+                streams.append(model.cls_embedding.unconditional(len(features)))
+        prefixes.append(torch.cat(streams))
 
     def new_lane(lane: Lane) -> GreedyLane:
-        return GreedyLane(model, prefix, args.guidance, args.guidance_interval)
+        return GreedyLane(model, prefixes[lane.prompt], args.guidance, args.guidance_interval)
 
     return torch.tensor(draw_plan(plan_of(args, config.grid), new_lane))

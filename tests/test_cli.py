@@ -103,6 +103,25 @@ def test_json_is_one_object_and_nothing_else(run: Run, classes: Path, tmp_path: 
     assert load_file(codes)["codes"].tolist() == answer["codes"]
 
 
+def test_prompts_along_the_picture(run: Run, captions: Path, classes: Path, tmp_path: Path) -> None:
+    """Inline, from a file, and with classes; replay draws the same again."""
+    out, file = tmp_path / "out.png", tmp_path / "prompts.yaml"
+    inline = ("--at", "0.0", "a beach", "--at", "96", "a city", "--blend", "0.25", "--seed", 1)
+    assert run("generate", "--model", captions, "-o", out, *inline)[0] == 0
+    assert run("replay", out, "--model", captions)[0] == 0
+    file.write_text("[{prompt: a beach, left: 0.0}, {prompt: a city, left: 96}]")
+    again = ("--prompts", file, "--blend", "0.25", "--seed", 1)
+    assert run("generate", "--model", captions, "-o", out, *again)[0] == 0
+    requests = [started["requests"][0] for started in FakeEngine.started]
+    places = [[asdict(prompt) for prompt in request.prompts] for request in requests]
+    assert places[0] == places[1] == places[2]
+    assert [(request.prompt, request.blend) for request in requests] == [("a beach", 0.25)] * 3
+    assert [(entry["prompt"], entry["left"]) for entry in places[0]] == [("a beach", 0.0), ("a city", 96)]
+    assert run("generate", "--label", 2, "--at", "0.5", 7, "--model", classes, "-o", out)[0] == 0
+    [station] = FakeEngine.started[-1]["requests"][0].prompts
+    assert (station.label, station.left) == (7, 0.5)
+
+
 def test_codes_alone_need_no_picture(run: Run, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "codes-only", CLASS, vq=False)
     code, stdout, _ = run("generate", "--label", 3, "--model", folder, "--no-decode", "--json", "--seed", 1)
@@ -193,6 +212,10 @@ BAD = {
     "stride 0": (["hills", "--stride", "0"], "from 1 to 4"),
     "stride above the grid": (["hills", "--stride", "5"], "from 1 to 4"),
     "row stride above the grid": (["hills", "--size", "96x64", "--row-stride", "5"], "row_stride is 5"),
+    "a place that is none": (["hills", "--at", "east", "a city"], "got --at east"),
+    "a share above one": (["hills", "--at", "1.5", "a city"], "left of a prompt is 1.5"),
+    "a missing prompts file": (["--prompts", "absent.yaml"], "absent.yaml does not exist"),
+    "a blend that is none": (["hills", "--blend", "wide"], "expected pixels, or a share"),
     "a loop of one crop": (["hills", "--size", "32x64", "--loop"], "wider than one crop: at least 40"),
     "guidance below 0": (["hills", "--guidance", "-3"], "guidance"),
     "guidance above 100": (["hills", "--guidance", "101"], "guidance"),

@@ -68,6 +68,17 @@ def test_every_kind_with_a_caption(caption_engine: Engine, golden: dict[str, Any
     assert mismatches(golden_model(case), requests, results) == dict.fromkeys(KINDS, 0)
 
 
+def test_classes_along_the_way(class_engine: Engine, golden: dict[str, Any]) -> None:
+    """Three classes on one canvas, in both contexts."""
+    at = [{"label": 5, "left": 0.4}, {"label": 7, "top": 80}]
+    base = {"label": 3, "width": 16 * 13, "height": 16 * 10, "stride": 3, "guidance": 2.0, "temperature": 0.0}
+    requests = [PanoramaRequest(**base, prompts=at, context=context) for context in CONTEXTS]
+    results = class_engine.generate(requests, decode=False, progress=False)
+    model = golden_model(golden["c2i"])
+    wrong = [int((r.codes != draw_greedily(model, q)).sum()) for q, r in zip(requests, results, strict=True)]
+    assert wrong == [0, 0]
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_counters_equal_the_prediction(class_engine: Engine, context: str) -> None:
     """Alone in the engine, each kind takes the steps, forward tokens and copies that simulate.py predicts."""
