@@ -177,6 +177,27 @@ def _generate(commands: Any) -> None:
     parser.add_argument(
         "--no-decode", action="store_true", help="codes only: no picture (a model folder without vq needs it)"
     )
+    parser.add_argument(
+        "--at",
+        nargs=2,
+        action="append",
+        metavar=("PLACE", "PROMPT"),
+        help="another prompt (or class) from this column on: pixels, or with a decimal point a share of the width; "
+        "may be repeated, as in --at 0.0 'a beach' --at 0.5 'a city at night'",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="YAML",
+        help="a list of prompts with their places: prompt (or label), left, right, top, bottom, as in --at",
+    )
+    parser.add_argument(
+        "--blend",
+        type=place,
+        default=0,
+        metavar="PLACE",
+        help="width over which prompts shade into each other (default: 0)",
+    )
     _add_engine_options(parser, replay=False)
 
 
@@ -203,27 +224,6 @@ def _batch(commands: Any) -> None:
     )
     parser.add_argument(
         "--merge", action="store_true", help="draw nothing: write results.jsonl from what all shards have done"
-    )
-    parser.add_argument(
-        "--at",
-        nargs=2,
-        action="append",
-        metavar=("PLACE", "PROMPT"),
-        help="another prompt (or class) from this column on: pixels, or with a decimal point a share of the width; "
-        "may be repeated, as in --at 0.0 'a beach' --at 0.5 'a city at night'",
-    )
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="YAML",
-        help="a list of prompts with their places: prompt (or label), left, right, top, bottom, as in --at",
-    )
-    parser.add_argument(
-        "--blend",
-        type=place,
-        default=0,
-        metavar="PLACE",
-        help="width over which prompts shade into each other (default: 0)",
     )
     _add_engine_options(parser, replay=False)
 
