@@ -14,6 +14,9 @@ GUIDANCE_KEY = "panoserve_guidance"
 STATS_KEY = "panoserve_stats"  # in RequestOutput.kv_transfer_params of a finished panorama
 
 
+UNKNOWN = -1  # in place of a code that is not known yet
+
+
 @dataclass(frozen=True, slots=True)
 class PanoramaArgs:
     """The panorama that one client request asks for; sizes and strides in codes."""
@@ -30,6 +33,7 @@ class PanoramaArgs:
     prompts: tuple[int, ...] | None = (
         None  # of every crop, in plan order: which of the request's conditions; None: the only
     )
+    given: list[list[int]] | None = None  # the canvas with what is known beforehand, and UNKNOWN elsewhere
 
     def to_extra_args(self) -> dict[str, Any]:
         return {PANORAMA_KEY: asdict(self)}

@@ -174,6 +174,13 @@ def prompts_svg() -> str:
     return plan_svg(plan, 72, "one colour for each prompt", colour_of=lambda lane: 2 * lane.prompt)
 
 
+def given_svg() -> str:
+    """A picture in the upper left corner, extended to the right and below."""
+    known = [[row < 10 and column < 16 for column in range(32)] for row in range(14)]
+    plan = canvas_plan(Canvas(14, 32), Grid(8, 1), 6, "reuse", known=known)
+    return plan_svg(plan, 50, "grey: given beforehand")
+
+
 def kind_svg(name: str) -> str:
     """A panorama of one kind while it is drawn."""
     (rows, columns), loop, steps = KINDS[name]
@@ -190,6 +197,7 @@ def pages() -> dict[Path, str]:
         docs / "architecture.md": architecture_page(current),
         docs / "wavefront.svg": wavefront_svg(),
         docs / "redirect-prompts.svg": prompts_svg(),
+        docs / "redirect-given.svg": given_svg(),
         **{docs / f"redirect-{name}.svg": kind_svg(name) for name in KINDS},
     }
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from panoserve.configs.grid import Canvas, Grid
-from panoserve.configs.wire import PanoramaArgs
+from panoserve.configs.wire import UNKNOWN, PanoramaArgs
 from panoserve.errors import InvalidRequestError
 from panoserve.redirect.plan import Context, Copy, Draw, Feed, Lane, Plan, Segment
 
@@ -118,6 +118,7 @@ def plan_of(args: PanoramaArgs, grid: Grid) -> Plan:
         row_stride=args.row_stride,
         loop=args.loop,
         prompts=args.prompts,
+        known=None if args.given is None else [[code != UNKNOWN for code in row] for row in args.given],
     )
 
 

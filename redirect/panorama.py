@@ -32,7 +32,7 @@ class PanoramaState:
         self.request = request
         self.args = args
         self.plan = plan_of(args, grid)
-        self.progress = Progress(self.plan)
+        self.progress = Progress(self.plan, args.given)
         self.features = list(request.mm_features)  # one caption per condition; none with classes
         ids = list(request.prompt_token_ids or [])
         captions = [[ids[0]] * feature.mm_position.length for feature in self.features]

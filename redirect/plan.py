@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from panoserve.configs.grid import Canvas, Grid
+from panoserve.configs.wire import UNKNOWN
 
 Context = Literal["reuse", "recompute"]
 Codes = list[list[int]]  # a canvas [rows][columns]
-UNKNOWN = -1
 CONTEXTS: tuple[Context, ...] = ("reuse", "recompute")
 
 

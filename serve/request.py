@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from panoserve.configs.grid import Canvas
 from panoserve.configs.model import ModelConfig
-from panoserve.configs.wire import PanoramaArgs
+from panoserve.configs.wire import UNKNOWN, PanoramaArgs
 from panoserve.errors import InvalidRequestError
 from panoserve.redirect.layout import check_loop, crop_windows
 from panoserve.redirect.plan import CONTEXTS
@@ -51,11 +51,13 @@ class PanoramaRequest:
     row_stride: int | None = None  # rows that a crop adds
     loop: bool = False  # the right edge meets the left one, as in a view all around
     prompts: Sequence[PromptAt] | None = None  # what else to draw, and where; mappings of PromptAt's fields do as well
+    given: torch.Tensor | None = None  # int64 [H, W]: codes of the canvas that are kept, -1 where codes are to be drawn
     blend: Place = 0  # over what width prompts shade into each other: caption features are mixed
 
     def resolve(self, config: ModelConfig, context: str = "reuse") -> PanoramaRequest:
         """The same request with every None filled in, checked against the model. Raises InvalidRequestError."""
-        crop = config.grid.crop_pixels
+        step = config.grid.downsample
+        rows, columns = (0, 0) if self.given is None else given_size(self.given)
         prompts = None if self.prompts is None else parse_prompts(self.prompts)
         nothing = self.prompt is None and self.label is None and self.features is None
         first = prompts[0] if prompts and nothing else self
@@ -66,8 +68,8 @@ class PanoramaRequest:
             prompt=first.prompt,
             label=first.label,
             features=first.features,
-            width=DEFAULT_CROPS_WIDE * crop if self.width is None else self.width,
-            height=crop if self.height is None else self.height,
+            width=(columns or DEFAULT_CROPS_WIDE * config.grid_side) * step if self.width is None else self.width,
+            height=(rows or config.grid_side) * step if self.height is None else self.height,
             stride=stride,
             row_stride=stride if self.row_stride is None else self.row_stride,
             guidance=config.sampling.guidance if self.guidance is None else self.guidance,
@@ -94,6 +96,8 @@ class PanoramaRequest:
         if self.loop:
             check_loop(canvas, config.grid)
         self._check_prompts(config)
+        if self.given is not None:
+            check_given(self.given, canvas, config)
         check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         if self.guidance is not None and self.guidance > 1 and not config.unconditional:
             raise InvalidRequestError(
@@ -161,6 +165,7 @@ class PanoramaRequest:
             row_stride=self.row_stride,
             loop=self.loop,
             prompts=prompts,
+            given=None if self.given is None else self.given.tolist(),
         )
 
 
@@ -204,6 +209,32 @@ def check_subject(request: PanoramaRequest | PromptAt, config: ModelConfig) -> N
             raise InvalidRequestError(f"prompt is {request.prompt!r}; expected some text", "prompt")
     else:
         check_features(request.features, config)
+
+
+def given_size(given: Any) -> tuple[int, int]:
+    """(rows, columns) of `given`. Raises InvalidRequestError unless it is a tensor of whole numbers [H, W]."""
+    import torch
+
+    whole = isinstance(given, torch.Tensor) and given.dim() == 2 and given.dtype in (torch.int64, torch.int32)
+    if not whole:
+        got = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
+        raise InvalidRequestError(f"given is {got}; expected an int64 tensor [H, W] of codes, -1 to draw", "given")
+    return int(given.shape[0]), int(given.shape[1])
+
+
+def check_given(given: torch.Tensor, canvas: Canvas, config: ModelConfig) -> None:
+    """Given codes must be of the canvas's size and of the model's codebook, and leave something to draw."""
+    if given_size(given) != (canvas.rows, canvas.columns):
+        raise InvalidRequestError(
+            f"given is {list(given.shape)} codes, but the canvas is [{canvas.rows}, {canvas.columns}]", "given"
+        )
+    least, most = int(given.min()), int(given.max())
+    if least < UNKNOWN or most >= config.vocab_size:
+        raise InvalidRequestError(
+            f"given holds codes from {least} to {most}, expected 0 to {config.vocab_size - 1}, or -1 to draw", "given"
+        )
+    if least != UNKNOWN:
+        raise InvalidRequestError("given leaves no code to draw; put -1 where codes are to be drawn", "given")
 
 
 def check_features(features: Any, config: ModelConfig) -> None:

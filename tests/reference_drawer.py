@@ -60,4 +60,4 @@ def draw_greedily(model: ReferenceModel, request: PanoramaRequest) -> torch.Tens
     def new_lane(lane: Lane) -> GreedyLane:
         return GreedyLane(model, prefixes[lane.prompt], args.guidance, args.guidance_interval)
 
-    return torch.tensor(draw_plan(plan_of(args, config.grid), new_lane))
+    return torch.tensor(draw_plan(plan_of(args, config.grid), new_lane, args.given))

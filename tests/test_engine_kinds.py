@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from golden_models import golden_model
 from reference_drawer import draw_greedily
 
@@ -66,6 +67,30 @@ def test_every_kind_with_a_caption(caption_engine: Engine, golden: dict[str, Any
     requests = requests_of(context, features=case["cond"][1][case["mask"][1].bool()])
     results = caption_engine.generate(requests, decode=False, progress=False)
     assert mismatches(golden_model(case), requests, results) == dict.fromkeys(KINDS, 0)
+
+
+def test_given_codes_are_kept_and_drawn_around(class_engine: Engine, golden: dict[str, Any]) -> None:
+    """A picture extended to the right and below, a hole filled, and a strip in the middle, in both contexts."""
+    generator = torch.Generator().manual_seed(1)
+    pictures = []
+    for rows, columns, kept in ((7, 13, (slice(0, 5), slice(0, 6))), (4, 11, (slice(0, 4), slice(4, 7)))):
+        given = torch.full((rows, columns), -1)
+        given[kept] = torch.randint(golden["c2i"]["cfg"]["vocab"], given[kept].shape, generator=generator)
+        pictures.append(given)
+    hole = torch.randint(golden["c2i"]["cfg"]["vocab"], (9, 9), generator=generator)
+    hole[3:6, 2:7] = -1
+    base = {"label": 3, "stride": 3, "guidance": 2.0, "temperature": 0.0}
+    requests = [
+        PanoramaRequest(**base, given=given, context=context) for given in (*pictures, hole) for context in CONTEXTS
+    ]
+    results = class_engine.generate(requests, decode=False, progress=False)
+    model = golden_model(golden["c2i"])
+    for request, result in zip(requests, results, strict=True):
+        assert request.given is not None
+        kept = request.given >= 0
+        assert torch.equal(result.codes[kept], request.given[kept])
+        assert result.codes.tolist() == draw_greedily(model, request).tolist()
+        assert result.stats.drawn == int((~kept).sum())
 
 
 def test_classes_along_the_way(class_engine: Engine, golden: dict[str, Any]) -> None:

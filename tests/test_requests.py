@@ -52,12 +52,29 @@ def test_a_model_without_guidance_defaults_to_none() -> None:
     assert PanoramaRequest(label=1).resolve(config).guidance == 1.0
 
 
+def test_given_codes_name_the_size() -> None:
+    request = PanoramaRequest(label=1, given=torch.full((30, 50), -1)).resolve(CLASS)
+    assert (request.width, request.height) == (800, 480)
+
+
 BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
     (CLASS, {"label": 1, "width": 1000}, "width", "nearest is 992"),
     (CLASS, {"label": 1, "width": 368}, "width", "nearest is 384"),
     (CLASS, {"label": 1, "height": 300}, "height", "nearest is 384"),
     (CLASS, {"label": 1, "row_stride": 25}, "row_stride", "row_stride is 25.* from 1 to 24"),
     (CLASS, {"label": 1, "width": 384, "loop": True}, "width", "wider than one crop: at least 400"),
+    (CLASS, {"label": 1, "given": [[3]]}, "given", "given is list"),
+    (CLASS, {"label": 1, "given": torch.zeros(24, 24)}, "given", "given is torch.float32"),
+    (CLASS, {"label": 1, "given": torch.zeros(24, 25, dtype=torch.int64)}, "given", "no code to draw"),
+    (CLASS, {"label": 1, "given": torch.full((24, 25), -2)}, "given", "from -2 to -2, expected 0 to 16383"),
+    (CLASS, {"label": 1, "given": torch.full((24, 25), 16384)}, "given", "expected 0 to 16383"),
+    (CLASS, {"label": 1, "given": torch.full((24, 23), -1)}, "width", "nearest is 384"),
+    (
+        CLASS,
+        {"label": 1, "width": 480, "given": torch.full((24, 25), -1)},
+        "given",
+        r"\[24, 25\] codes, but .* \[24, 30\]",
+    ),
     (CLASS, {"label": 1, "loop": 1}, "loop", "True or False"),
     (CLASS, {"label": 1, "width": 640.0}, "width", "whole number"),
     (CLASS, {"label": 1, "stride": 0}, "stride", "from 1 to 24"),
