@@ -7,7 +7,7 @@ Both start vLLM with the redirection scheduler (settings.py), prepare requests a
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -26,6 +26,7 @@ from panoserve.serve.settings import engine_args, set_environment, starting
 if TYPE_CHECKING:
     from PIL.Image import Image
     from vllm.config import VllmConfig
+    from vllm.v1.engine.async_llm import AsyncLLM
 
     from panoserve.vq.model import VQModel
 
@@ -279,30 +280,45 @@ class AsyncEngine(_EngineBase):
 
     __init__.__doc__ = _EngineBase.__init__.__doc__
 
+    @classmethod
+    def over(cls, engine: AsyncLLM, folder: ModelFolder, context: str) -> Self:
+        """Draw with a vLLM engine that runs already and that someone else stops: the one of vLLM's API server."""
+        self = cls.__new__(cls)
+        self.folder = folder
+        self._preparer = Preparer(folder, context)
+        self._engine = engine
+        return self
+
     @property
     def vllm_config(self) -> VllmConfig:
         return self._engine.vllm_config
 
     async def stream(self, request: PanoramaRequest) -> AsyncIterator[Row]:
         """Yield the rows of one panorama, top to bottom, as they complete; leaving the loop aborts the drawing."""
-        [submission] = self._prepare([request], decode=False)
-        async for row in self._rows(self._drawing(submission)):
+        async for row in self.rows(self.prepare(request)):
             yield row
+
+    def prepare(self, request: PanoramaRequest) -> Drawing:
+        """Check a request and encode its text, which takes a while: call it in a thread where others wait."""
+        [submission] = self._prepare([request], decode=False)
+        return self._drawing(submission)
 
     async def generate(self, request: PanoramaRequest, decode: bool = True) -> Panorama:
         """Draw one panorama; call it many times at once to batch them."""
         [submission] = self._prepare([request], decode)
         drawing = self._drawing(submission)
-        async for _ in self._rows(drawing):
+        async for _ in self.rows(drawing):
             pass
         return self._panorama(drawing, decode)
 
-    async def _rows(self, drawing: Drawing) -> AsyncIterator[Row]:
+    async def rows(self, drawing: Drawing, request_id: str | None = None) -> AsyncGenerator[Row]:
+        """Submit a prepared request and yield its rows; `request_id` names it in vLLM's log and traces."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         submission = drawing.submission
         try:
-            async for output in self._engine.generate(submission.prompt, submission.params, uuid.uuid4().hex):
+            request_id = request_id or uuid.uuid4().hex
+            async for output in self._engine.generate(submission.prompt, submission.params, request_id):
                 for row in drawing.take(output):
                     yield row
         except EngineDeadError as error:
