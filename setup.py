@@ -14,5 +14,9 @@ packages = list(package_dir) + [f"panoserve.{f}.{sub}" for f in FOLDERS for sub 
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"panoserve": ["py.typed"], "panoserve.configs": ["presets/*.yaml"]},
+    package_data={
+        "panoserve": ["py.typed"],
+        "panoserve.configs": ["presets/*.yaml"],
+        "panoserve.serve.http": ["page/*"],
+    },
 )

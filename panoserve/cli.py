@@ -1,8 +1,8 @@
 """The `panoserve` command: the parser, and the one place where an error becomes a line and an exit code.
 
 Exit codes: 0 done, 1 the engine failed or `doctor` found a problem, 2 bad input or a bad installation, 130 interrupted.
-The commands themselves are in cli_draw.py, cli_batch.py, cli_model.py and doctor.py; torch and vLLM are imported by
-those that need them, so that `panoserve --help` and `panoserve info` answer at once.
+The commands themselves are in cli_draw.py, cli_batch.py, cli_serve.py, cli_model.py and doctor.py; torch and vLLM are
+imported by those that need them, so that `panoserve --help` and `panoserve info` answer at once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,22 @@ from panoserve.version import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and without guessed abbreviations."""
+    """argparse with one-line errors and without guessed abbreviations.
+
+    If `others` is set, arguments that the parser does not know are no error but the value of that name.
+    """
+
+    others: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if self.others is None:
+            return namespace, unknown
+        setattr(namespace, self.others, unknown)
+        return namespace, []
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"panoserve: error: {message} (see {self.prog} --help)\n")
@@ -253,6 +265,19 @@ def _plan(commands: Any) -> None:
     cli_plan.add_arguments(parser)
 
 
+def _serve(commands: Any) -> None:
+    from panoserve import cli_serve
+
+    parser = _command(
+        commands,
+        "serve",
+        cli_serve.serve,
+        "serve the model over HTTP",
+        "OpenAI's image API, a page to draw on, metrics (docs/serving.md). Other flags are passed to vLLM's server.",
+    )
+    cli_serve.add_arguments(parser, gib)
+
+
 def _info(commands: Any) -> None:
     from panoserve import cli_model
 
@@ -321,7 +346,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_generate, _batch, _replay, _plan, _info, _convert, _doctor):
+    for add in (_generate, _batch, _replay, _plan, _serve, _info, _convert, _doctor):
         add(commands)
     return parser
 

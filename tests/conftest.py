@@ -45,3 +45,15 @@ def class_engine(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 def caption_engine(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with start_engine(golden["t2i"], tmp_path_factory.mktemp("t2i"), max_lanes=16) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One `panoserve serve` for all HTTP tests, with a queue that two long panoramas fill."""
+    from http_server import running_server
+    from tiny_folder import write_tiny_folder
+
+    folder = tmp_path_factory.mktemp("server")
+    flags = ("--max-lanes", "16", "--max-queue-codes", "16384", "--dtype", "float32")
+    with running_server(write_tiny_folder(folder / "tiny"), folder / "server.log", *flags) as running:
+        yield running

@@ -5,6 +5,7 @@ Every private name used by redirect/, models/ and serve/ is listed here with wha
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -155,3 +156,41 @@ def test_registering_asks_for_amx() -> None:
 
     register()
     assert torch.cpu._init_amx() == torch.cpu._is_amx_tile_supported()
+
+
+def test_the_api_server_takes_our_routes_and_arguments() -> None:
+    """serve/http: the plug-in's two hooks, the parser we set defaults on, the coroutine we run."""
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.plugins.endpoint_plugins.interface import EndpointPlugin, attach_endpoint_plugins
+
+    from panoserve.serve.http.plugin import ImagesPlugin
+
+    assert isinstance(ImagesPlugin(), EndpointPlugin)
+    for hook in ("attach_router", "init_state"):
+        assert parameters(getattr(ImagesPlugin, hook)) == parameters(getattr(EndpointPlugin, hook))
+    assert parameters(attach_endpoint_plugins) == ["app", "supported_tasks"]
+    assert parameters(run_server)[0] == "args"
+    assert parameters(make_arg_parser) == ["parser"]
+    assert parameters(validate_parsed_serve_args) == ["args"]
+
+
+def test_a_dead_engine_can_be_told_from_a_stopped_one() -> None:
+    """serve/http/launch.py: failed_proc_name is set only for a process that ended without being told to."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core_client import BackgroundResources
+    from vllm.v1.engine.utils import CoreEngineProcManager
+
+    assert isinstance(AsyncLLM.errored, property)
+    assert "engine_manager" in {field.name for field in dataclasses.fields(BackgroundResources)}
+    source = inspect.getsource(CoreEngineProcManager.monitor_engine_liveness)
+    assert "not self.manager_stopped.is_set()" in source and "self.failed_proc_name = proc.name" in source
+
+
+def test_threads_are_left_alone_when_nobody_binds_them() -> None:
+    """serve/http/launch.py sets VLLM_CPU_OMP_THREADS_BIND=nobind, or two cores would be kept from the engine."""
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    source = inspect.getsource(OMPProcessManager)
+    assert 'self.skip_setup = vllm_mask == "nobind"' in source
+    assert "if config.kv_transfer_config:\n            self.reserve_cpu_num += self.local_world_size" in source

@@ -1,0 +1,233 @@
+"""The body of POST /v1/images/generations: every field is honoured or refused by name, and None is never an error.
+
+Fields of OpenAI's API that ask for what this server does not do are refused; the few that only ask for more or less of
+something it has one of (quality, style, moderation) are accepted without effect (docs/serving.md has the table).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from panoserve.configs.model import ModelConfig
+from panoserve.serve.http.errors import ApiError, bad_value
+from panoserve.serve.http.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_PROMPTS
+from panoserve.serve.request import MAX_SEED, PanoramaRequest
+
+# Longest side that the format can hold, in pixels; Pillow and libwebp refuse more.
+MAX_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+
+Check = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageJob:
+    """A checked request. `requests` are resolved, one for each picture, and differ in their seeds only."""
+
+    requests: tuple[PanoramaRequest, ...]
+    output_format: str
+    output_compression: int  # 0 to 100, as OpenAI means it: the quality of jpeg and webp
+    response_format: str
+    stream: bool
+    partial_images: int
+    safety_identifier: str | None
+
+    def codes(self, config: ModelConfig) -> int:
+        """Codes that the job asks to draw, over all its pictures."""
+        return sum(request.canvas(config).codes for request in self.requests)
+
+    @property
+    def size(self) -> str:
+        return f"{self.requests[0].width}x{self.requests[0].height}"
+
+
+def text(most: int) -> Check:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise bad_value(name, f"{name} is {shown(value)}, but must be a string")
+        if len(value) > most:
+            raise bad_value(name, f"{name} has {len(value)} characters, but at most {most} are taken")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise bad_value(name, f"{name} holds half of a surrogate pair, which is no character")
+        return value
+
+    return check
+
+
+def whole(low: int, high: int) -> Check:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise bad_value(name, f"{name} is {shown(value)}, but must be a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def one_of(*options: str, refused: str = "") -> Check:
+    def check(name: str, value: Any) -> str:
+        if value not in options:
+            why = f"; {refused}" if refused else ""
+            raise bad_value(name, f"{name} is {shown(value)}, but must be {' or '.join(options)}{why}")
+        return str(value)
+
+    return check
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise bad_value(name, f"{name} is {shown(value)}, but must be true or false")
+    return value
+
+
+def as_it_is(_: str, value: Any) -> Any:
+    """PanoramaRequest checks it."""
+    return value
+
+
+def prompts_along(name: str, value: Any) -> list[Any]:
+    """At most MAX_PROMPTS prompts with their places, whose texts are texts; PanoramaRequest checks the rest."""
+    if not isinstance(value, list) or len(value) > MAX_PROMPTS:
+        raise bad_value(name, f"{name} is {shown(value)}, but must be a list of at most {MAX_PROMPTS} objects")
+    for entry in value:
+        if isinstance(entry, dict) and entry.get("prompt") is not None:
+            text(MAX_PROMPT_CHARACTERS)(name, entry["prompt"])
+    return value
+
+
+def refused(reason: str) -> Check:
+    def check(name: str, value: Any) -> NoReturn:
+        raise ApiError(400, f"{name} is not supported: {reason}", code="unsupported_parameter", param=name)
+
+    return check
+
+
+def pixels(name: str, value: Any) -> tuple[int, int] | None:
+    """`1152x192` as (width, height); `auto` is None."""
+    if value == "auto":
+        return None
+    found = re.fullmatch(r"(\d{1,7})x(\d{1,7})", value) if isinstance(value, str) else None
+    if not found:
+        raise bad_value(name, f"{name} is {shown(value)}, but must be auto or WIDTHxHEIGHT in pixels, such as 1152x192")
+    return int(found[1]), int(found[2])
+
+
+OPENAI_FIELDS: dict[str, Check] = {
+    "prompt": text(MAX_PROMPT_CHARACTERS),
+    "model": text(1000),
+    "n": whole(1, MAX_IMAGES),
+    "size": pixels,
+    "response_format": one_of("b64_json", "url"),
+    "output_format": one_of("png", "jpeg", "webp", refused="animations and vector graphics are not made here"),
+    "output_compression": whole(0, 100),
+    "background": one_of("auto", "opaque", refused="pictures have no transparency"),
+    "stream": flag,
+    "partial_images": whole(0, 1000),
+    "user": text(1000),
+    "safety_identifier": text(1000),
+    # One quality, one style and no moderation are all there is.
+    "quality": one_of("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"),
+    "style": one_of("vivid", "natural"),
+    "moderation": one_of("auto", "low"),
+    "complexity": refused("there is no planning to spend computation on"),
+    "frame_count": refused("this server makes still pictures"),
+    "frame_duration_ms": refused("this server makes still pictures"),
+    "svg": refused("this server makes no vector graphics"),
+}
+# Ours, at the top level of the body: the client's extra_body. What they are called in PanoramaRequest.
+OUR_FIELDS = {
+    "label": "label",
+    "stride": "stride",
+    "row_stride": "row_stride",
+    "loop": "loop",
+    "prompts": "prompts",
+    "blend": "blend",
+    "seed": "seed",
+    "guidance_scale": "guidance",
+    "guidance_interval": "guidance_interval",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "context": "context",
+}
+FIELDS = OPENAI_FIELDS | dict.fromkeys(OUR_FIELDS, as_it_is) | {"prompts": prompts_along}
+
+
+def shown(value: Any) -> str:
+    """A value as the client wrote it, cut to a length that an error message can bear."""
+    written = json.dumps(value, ensure_ascii=False)
+    return written if len(written) <= 60 else f"{written[:57]}..."
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request body, fields that are null left out. Raises ApiError."""
+
+    def no_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        values = json.loads(body, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(values, dict):
+        message = f"the body is {shown(values)}, but must be a JSON object"
+        raise ApiError(400, message, code="invalid_json")
+    for name in values:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(FIELDS))}"
+            raise ApiError(400, f"unknown field {shown(name)}{hint}", code="unknown_parameter", param=name)
+    return {name: FIELDS[name](name, value) for name, value in values.items() if value is not None}
+
+
+def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> ImageJob:
+    """A parsed body as a job, every default filled in. Raises ApiError or InvalidRequestError."""
+    stream, partial_images = values.get("stream", False), values.get("partial_images", 0)
+    output_format = values.get("output_format", "png")
+    compression = values.get("output_compression", 100)
+    response_format = values.get("response_format", "b64_json")
+    n = values.get("n", 1)
+    if partial_images and not stream:
+        raise bad_value("partial_images", "partial_images needs stream=true, or there is nothing to send them on")
+    if stream and n > 1:
+        raise bad_value("n", f"n is {n}, but a stream carries one picture; send {n} requests, they are drawn together")
+    if stream and response_format == "url":
+        raise bad_value("response_format", "a stream carries its pictures itself: use b64_json, or stream=false")
+    if output_format == "png" and compression != 100:
+        raise bad_value("output_compression", "png loses nothing, so only 100 is possible; use jpeg or webp")
+    request = _request(values, config).resolve(config, context)
+    assert request.width is not None and request.height is not None and request.seed is not None
+    if max(request.width, request.height) > MAX_SIDE[output_format]:
+        raise bad_value(
+            "output_format",
+            f"{output_format} holds at most {MAX_SIDE[output_format]} pixels a side, but {request.width}x"
+            f"{request.height} was asked for; use png",
+        )
+    return ImageJob(
+        requests=tuple(_with_seed(request, request.seed + i) for i in range(n)),
+        output_format=output_format,
+        output_compression=compression,
+        response_format=response_format,
+        stream=stream,
+        partial_images=partial_images,
+        safety_identifier=values.get("safety_identifier") or values.get("user") or None,
+    )
+
+
+def _request(values: dict[str, Any], config: ModelConfig) -> PanoramaRequest:
+    """The panorama that the fields ask for; what was left out stays None."""
+    named = {ours: values[name] for name, ours in OUR_FIELDS.items() if name in values}
+    prompt = values.get("prompt")
+    if config.condition == "class" and not prompt:
+        prompt = None  # openai's client cannot leave it out
+    elif prompt is None and "prompts" not in values:
+        raise ApiError(400, "prompt is missing; say what to draw", code="missing_required_parameter", param="prompt")
+    width, height = values.get("size") or (None, None)
+    return PanoramaRequest(prompt=prompt, width=width, height=height, **named)
+
+
+def _with_seed(request: PanoramaRequest, seed: int) -> PanoramaRequest:
+    return replace(request, seed=seed % (MAX_SEED + 1))

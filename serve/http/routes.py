@@ -1,0 +1,163 @@
+"""The routes: bodies in, answers out, and an eye on clients that leave. What happens in between is service.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
+
+from panoserve.serve.http.errors import ApiError
+from panoserve.serve.http.fields import image_job, parse_body
+from panoserve.serve.http.options import options_of
+from panoserve.serve.http.pictures import MEDIA_TYPES
+from panoserve.serve.http.service import ImageService, cancelled
+from panoserve.serve.http.settings import KEEP_ALIVE_SECONDS, MAX_BODY_BYTES
+
+CLIENT_LEFT = 499  # nobody reads it; the access log does
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+
+router = APIRouter()
+
+
+def service_of(request: Request) -> ImageService:
+    service: ImageService = request.app.state.panoserve
+    return service
+
+
+@router.post("/v1/images/generations")
+async def generations(request: Request) -> Response:
+    """OpenAI's image generation: one panorama or several, whole or as a stream of events."""
+    service = service_of(request)
+    request_id = request_id_of(request)
+    try:
+        values = parse_body(await body_of(request))
+        check_model(values.get("model"), request)
+        job = image_job(values, service.engine.config, service.settings.context)
+        if not job.stream:
+            task = asyncio.create_task(service.images(job, request_id))
+            if not await finished_before_leaving(task, request):
+                return Response(status_code=CLIENT_LEFT)
+            answer = service.answer(job, task.result(), str(request.base_url).rstrip("/"))
+            response: Response = JSONResponse(answer)
+        else:
+            events = service.events(job, request_id)
+            await anext(events)  # accepted, or ApiError while there still can be a status for it
+            response = EventStream(server_sent(events), media_type="text/event-stream")
+            response.headers["Cache-Control"] = "no-store"
+            response.headers["X-Accel-Buffering"] = "no"  # nginx would hold the events back
+    except Exception as error:
+        response = service.failure(error, request_id).response()
+    response.headers["X-Request-Id"] = request_id
+    return response
+
+
+@router.get("/v1/images/options")
+async def options(request: Request) -> Response:
+    """What this server can be asked for: the page builds its form from it."""
+    service = service_of(request)
+    return JSONResponse(options_of(service.engine.config, service.settings, service.model))
+
+
+@router.get("/images/{name}")
+async def picture(name: str, request: Request) -> Response:
+    """A picture that was asked for as `url`. Outside /v1, since an <img> sends no API key: the name is the key."""
+    stem, _, suffix = name.rpartition(".")
+    stored = service_of(request).store.get(stem)
+    if stored is None or MEDIA_TYPES.get(suffix) != stored.media_type:
+        message = "no such picture; it may have expired, or made room for newer ones"
+        return ApiError(404, message, code="picture_not_found").response()
+    return Response(stored.content, media_type=stored.media_type, headers={"Cache-Control": "private, max-age=3600"})
+
+
+def request_id_of(request: Request) -> str:
+    """The client's own X-Request-Id if it is a plain one, else a fresh one."""
+    given = request.headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else f"img-{uuid.uuid4().hex}"
+
+
+async def body_of(request: Request) -> bytes:
+    """The body, at most MAX_BODY_BYTES. Raises ApiError 413 as soon as there is more, and 415 if it is not JSON.
+
+    A browser sends other types to foreign sites without asking; JSON it asks about first, and CORS then refuses.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"Content-Type is {kind or 'missing'}, but must be application/json"
+        raise ApiError(415, message, code="unsupported_media_type")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", code="body_too_large")
+    return bytes(body)
+
+
+def check_model(model: str | None, request: Request) -> None:
+    """404 for a model that is not served. The served ones are vLLM's to say (--served-model-name)."""
+    served = [path.name for path in request.app.state.openai_serving_models.base_model_paths]
+    if model is not None and model not in served:
+        message = f"the model {json.dumps(model)} is not served here; served: {', '.join(served)}"
+        raise ApiError(404, message, code="model_not_found", param="model")
+
+
+async def finished_before_leaving(task: asyncio.Task[Any], request: Request) -> bool:
+    """Wait for `task`; if the client leaves first, cancel it and say False."""
+    leaving = asyncio.create_task(until_disconnect(request))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return task.done()
+    finally:
+        leaving.cancel()
+        if not task.done():
+            await cancelled(task)
+
+
+async def until_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """A stream whose source is closed however the response ends: a client that leaves ends the drawing."""
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().stream_response(send)
+
+
+async def server_sent(events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]:
+    """Events as the lines of text/event-stream.
+
+    openai's client takes any event of a type that it does not know for a partial picture, so progress travels in
+    comments, which it skips. A comment also goes out when nothing else does, for proxies that close idle connections.
+    """
+    waiting: asyncio.Task[dict[str, Any]] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events))
+            await asyncio.wait({waiting}, timeout=KEEP_ALIVE_SECONDS)
+            if not waiting.done():
+                yield ": still drawing\n\n"
+                continue
+            try:
+                event = waiting.result()
+            except StopAsyncIteration:
+                return
+            waiting = None
+            if event.get("type") == "progress":
+                yield f": progress {event['rows']}/{event['of']}\n\n"
+            else:
+                yield f"event: {event.get('type', 'error')}\ndata: {json.dumps(event)}\n\n"
+    finally:
+        if waiting is not None and not waiting.done():
+            waiting.cancel()  # which closes `events` from inside
+        else:
+            await events.aclose()

@@ -1,0 +1,68 @@
+"""The examples run as they are against the real server, and write what they say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from http_server import Server
+from PIL import Image
+from tiny_folder import TINY_CONFIG
+
+pytestmark = pytest.mark.engine
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SIZE = (6 * TINY_CONFIG.grid.crop_pixels, TINY_CONFIG.grid.crop_pixels)
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def is_picture(path: Path) -> bool:
+    with Image.open(path) as image:
+        return image.size == SIZE
+
+
+def test_one_picture(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "one.png"
+    said = run(
+        sys.executable, EXAMPLES / "openai_picture.py", "a sea", "--seed", "3", "-o", output, "--server", server.url
+    )
+    assert "seed 3" in said and is_picture(output)
+
+
+def test_a_stream(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "two.png"
+    said = run(sys.executable, EXAMPLES / "openai_stream.py", "a sea", "-o", output, "--server", server.url)
+    assert said.count("partial_image") in (1, 2, 3) and said.count("completed") == 1
+    assert is_picture(output) and is_picture(tmp_path / "two-0.png")
+
+
+def test_several_at_once(server: Server, tmp_path: Path) -> None:
+    run(sys.executable, EXAMPLES / "openai_async.py", "a sea", "a sky", "-o", tmp_path / "all", "--server", server.url)
+    assert [is_picture(path) for path in sorted((tmp_path / "all").iterdir())] == [True, True]
+
+
+def test_plain_requests(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "three.webp"
+    run(sys.executable, EXAMPLES / "requests_picture.py", "a sea", "-o", output, "--server", server.url)
+    assert is_picture(output)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "four.png"
+    assert run(EXAMPLES / "curl.sh", "a sea", output, server.url) == f"{output}\n"
+    assert is_picture(output)
+
+
+def test_the_list_of_examples_is_complete() -> None:
+    listed = set(re.findall(r"\]\(([a-z_]+\.(?:py|sh))\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
+    assert listed == {path.name for path in EXAMPLES.iterdir()} - {"README.md"}

@@ -1,0 +1,157 @@
+"""How the server is started: whose flags go where, and what is refused before vLLM is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_folder import write_tiny_folder
+
+from panoserve.cli import build_parser
+from panoserve.errors import EnvironmentProblem, ModelFolderError
+from panoserve.serve.folder import ModelFolder
+from panoserve.serve.http import launch
+from panoserve.serve.http.plugin import SETTINGS, ImagesPlugin, check_engine
+from panoserve.serve.http.settings import HttpSettings
+from panoserve.serve.settings import engine_args
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return ModelFolder(write_tiny_folder(tmp_path_factory.mktemp("launch") / "tiny"))
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Whatever is set here is gone afterwards."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in ("VLLM_PLUGINS", "VLLM_CPU_OMP_THREADS_BIND"):
+        os.environ.pop(name, None)
+    return monkeypatch
+
+
+def arguments(folder: ModelFolder, *flags: str) -> Any:
+    engine = engine_args(
+        folder,
+        dtype="float32",
+        context="reuse",
+        kv_cache_gib=None,
+        max_lanes=4,
+        async_scheduling=False,
+        guidance=True,
+        load_format="auto",
+    )
+    return launch.server_arguments(folder, engine, HttpSettings(url_mib=1), "127.0.0.1", 8000, flags)
+
+
+def test_other_flags_are_kept_for_vllm() -> None:
+    parsed = build_parser().parse_args(["serve", "--port", "8001", "--api-key", "K", "--tensor-parallel-size=2", "-v"])
+    assert (parsed.port, parsed.verbose) == (8001, True)
+    assert parsed.vllm_flags == ["--api-key", "K", "--tensor-parallel-size=2"]
+    with pytest.raises(SystemExit):  # only serve has somebody to pass them to
+        build_parser().parse_args(["info", "--api-key", "K"])
+
+
+def test_vllms_arguments_are_ours_and_then_the_users(folder: ModelFolder) -> None:
+    made = arguments(folder, "--api-key", "K", "--tensor-parallel-size", "2", "--served-model-name", "pano")
+    assert (made.model, made.host, made.port) == (str(folder.path), "127.0.0.1", 8000)
+    assert (made.max_num_seqs, made.dtype, made.skip_tokenizer_init) == (4, "float32", True)
+    assert (made.api_key, made.tensor_parallel_size, made.served_model_name) == (["K"], 2, ["pano"])
+    assert made.api_server_count == 1
+    assert getattr(made, SETTINGS).url_mib == 1
+    assert arguments(folder).served_model_name == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--no-such-flag",), "no-such-flag"),
+        (("--tensor-parallel-size", "two"), "two"),
+        (("positional",), "'positional'"),
+        (("--scheduler-cls", "a.B"), "--scheduler-cls cannot be given"),
+        (("--enable-prefix-caching",), "--enable-prefix-caching cannot be given"),
+        (
+            ("--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'),
+            "--kv-transfer-config cannot be given",
+        ),
+        (("--api-server-count", "2"), "one API server"),
+        (("--headless",), "one API server"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_flags_that_are_refused(folder: ModelFolder, flags: tuple[str, ...], words: str) -> None:
+    with pytest.raises(EnvironmentProblem) as caught:
+        arguments(folder, *flags)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_names_our_plugin_and_binds_no_threads(environment: pytest.MonkeyPatch) -> None:
+    launch.set_server_environment()
+    assert os.environ["VLLM_PLUGINS"] == "panoserve"
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_the_users_own_environment_wins(environment: pytest.MonkeyPatch) -> None:
+    os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_PLUGINS": "other,panoserve"}
+    launch.set_server_environment()
+    assert (os.environ["VLLM_CPU_OMP_THREADS_BIND"], os.environ["VLLM_PLUGINS"]) == ("0-1", "other,panoserve")
+    os.environ["VLLM_PLUGINS"] = "other"
+    with pytest.raises(EnvironmentProblem, match="add it \\(other,panoserve\\)"):
+        launch.set_server_environment()
+
+
+def test_a_model_that_makes_no_pictures_is_not_served(tmp_path: Path) -> None:
+    write_tiny_folder(tmp_path / "tiny")
+    (tmp_path / "tiny" / "vq" / "config.json").unlink()
+    with pytest.raises(ModelFolderError, match="no vq/"):
+        launch.serve(ModelFolder(tmp_path / "tiny"), {}, HttpSettings(), "127.0.0.1", 8000, [])
+
+
+def test_an_installation_without_our_entry_point_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch.check_installed()
+    monkeypatch.setattr(launch, "entry_points", lambda **_: [])
+    with pytest.raises(EnvironmentProblem, match="make setup"):
+        launch.check_installed()
+
+
+def test_another_engine_is_refused() -> None:
+    """`vllm serve` with our plug-in but without our flags would draw nonsense."""
+    from types import SimpleNamespace
+
+    config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(scheduler_cls="panoserve.redirect.scheduler.RedirectScheduler"),
+        kv_transfer_config=SimpleNamespace(kv_connector="ShiftConnector"),
+        model_config=SimpleNamespace(logits_processors=["panoserve.models.guidance:GuidanceProcessor"]),
+    )
+    check_engine(config)
+    config.scheduler_config.scheduler_cls = None
+    config.kv_transfer_config = None
+    with pytest.raises(EnvironmentProblem, match=r"--scheduler-cls is None; --kv-transfer-config names None; start"):
+        check_engine(config)
+
+
+def test_text_routes_are_replaced() -> None:
+    """Nothing of vLLM's language API is left that could send a plain request to an image model."""
+    from fastapi import FastAPI
+    from fastapi.routing import APIRoute
+    from fastapi.testclient import TestClient
+
+    app = FastAPI()
+    for path in ("/v1/completions", "/invocations", "/v1/responses/{response_id}/cancel", "/ping", "/sleep"):
+        app.add_api_route(path, lambda: "vLLM's", methods=["POST"])
+    before = len(app.routes)
+    ImagesPlugin().attach_router(app)
+    ours = [route for route in app.routes[before:] if isinstance(route, APIRoute)]
+    posts = {route.path for route in ours if "POST" in route.methods}
+    assert posts == {
+        "/v1/completions",
+        "/invocations",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/images/generations",
+    }
+    app.router.routes[:] = ours  # as vLLM does with those that are overridden
+    answer = TestClient(app).post("/v1/completions", json={"prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_an_image_route")
