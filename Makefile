@@ -15,8 +15,8 @@ TORCH_INDEX ?=
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
     if "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then echo "$$p"; break; fi; done)
 BIN := .venv/bin
-PROMPT := an orange sunset over the hills
-SEED := 2
+PROMPT := a red sunset over the sea
+SEED := 5
 
 .PHONY: help setup panorama test check doctor docs clean
 

@@ -7,6 +7,7 @@ Both start vLLM with the redirection scheduler (settings.py), prepare requests a
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 Advance = Callable[[int], Any]  # told how many codes more are drawn
 
 
-class _EngineBase:
+class _EngineBase(ABC):
     """What both engines share: the model folder, preparation, the KV check and the decoder."""
 
     def __init__(
@@ -75,8 +76,9 @@ class _EngineBase:
         return self.folder.config
 
     @property
+    @abstractmethod
     def vllm_config(self) -> VllmConfig:
-        raise NotImplementedError
+        """vLLM's configuration, as the running engine completed it."""
 
     @cached_property
     def vq(self) -> VQModel:

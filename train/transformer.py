@@ -45,7 +45,7 @@ MINI = ModelConfig(
     condition="caption",
     caption_dim=192,
     caption_length=120,
-    sampling=SamplingDefaults(guidance=5.0, temperature=1.0, top_k=0, top_p=0.92),
+    sampling=SamplingDefaults(guidance=4.0, temperature=1.0, top_k=0, top_p=0.95),
 )
 
 
@@ -53,7 +53,7 @@ MINI = ModelConfig(
 class TransformerRecipe:
     """How long and how fast. A *phase* is (share of the steps it ends at, patch side, crops a step and process)."""
 
-    steps: int = 1400
+    steps: int = 1430
     phases: tuple[tuple[float, int, int], ...] = ((0.07, 4, 64), (0.48, 2, 32), (1.0, 1, 8))
     matrix_rate: float = 0.03  # Muon
     other_rate: float = 3e-3  # AdamW
