@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_folder import write_text_encoder
 
 from panoserve.errors import ModelFolderError
 from panoserve.models.cleaning import clean_once
@@ -96,22 +97,8 @@ def test_plain_prompts_are_left_alone() -> None:
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random T5 encoder and a word tokenizer that ends every text with </s>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
     folder = tmp_path_factory.mktemp("t5")
-    words = ["<pad>", "</s>", "<unk>", "a", "red", "sky", "sea", "boat"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=8, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
-    )
-    T5EncoderModel(config).save_pretrained(folder)
+    write_text_encoder(folder, ("a", "red", "sky", "sea", "boat"), layers=2)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,13 +30,13 @@ TINY_CONFIG = ModelConfig(
 )
 
 
-def write_text_encoder(folder: Path) -> None:
-    """A random T5 encoder and a tokenizer that knows WORDS and ends every text with </s>."""
+def write_text_encoder(folder: Path, words: Sequence[str] = WORDS, layers: int = 1) -> None:
+    """A random T5 encoder and a tokenizer that knows `words` and ends every text with </s>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    words = ["<pad>", "</s>", "<unk>", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    pieces = ["<pad>", "</s>", "<unk>", *words]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(pieces)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(
@@ -43,11 +44,11 @@ def write_text_encoder(folder: Path) -> None:
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=len(words),
+        vocab_size=len(pieces),
         d_model=TEXT_WIDTH,
         d_kv=8,
         d_ff=32,
-        num_layers=1,
+        num_layers=layers,
         num_heads=2,
         feed_forward_proj="gated-gelu",
     )
