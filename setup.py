@@ -4,14 +4,25 @@ The folder names (`kernels`, `configs`, `benchmarks`, ...) belong to other distr
 importable by themselves: `serve/` is `panoserve.serve`, and so on. Metadata lives in pyproject.toml.
 """
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 FOLDERS = ("configs", "kernels", "vq", "models", "redirect", "serve", "train", "benchmarks")
 
 package_dir = {"panoserve": "panoserve"} | {f"panoserve.{folder}": folder for folder in FOLDERS}
 packages = list(package_dir) + [f"panoserve.{f}.{sub}" for f in FOLDERS for sub in find_packages(f)]
 
+# Optional: without a C compiler, or with one that does not know AMX, linear layers stay with vLLM's own kernels.
+packed_linear = Extension(
+    "panoserve.kernels._packed_linear",
+    ["kernels/packed_linear.c"],
+    extra_compile_args=["-O3", "-fopenmp"],
+    extra_link_args=["-fopenmp"],
+    py_limited_api=True,
+    optional=True,
+)
+
 setup(
+    ext_modules=[packed_linear],
     packages=packages,
     package_dir=package_dir,
     package_data={

@@ -33,7 +33,7 @@ from panoserve.configs.model import ModelConfig
 from panoserve.models.caption import CaptionDummyInputs, CaptionInfo, CaptionProcessor
 from panoserve.models.guidance import guidance_table
 from panoserve.models.hf_config import LlamaGenConfig
-from panoserve.models.layers import FusedRMSNorm
+from panoserve.models.layers import FusedRMSNorm, pack_weights_after_loading
 from panoserve.models.reference import CaptionProjection, rope_rows, rope_table
 
 
@@ -153,6 +153,7 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
         self.norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.output = ParallelLMHead(shape.vocab_size, shape.hidden_size, prefix=maybe_prefix(prefix, "output"))
         self.logits_processor = LogitsProcessor(shape.vocab_size)
+        pack_weights_after_loading(self)
         # A float32 table that `.to(bfloat16)` must not touch (facts.md 1.3), hence not a buffer of the module's dtype.
         table = rope_table(shape.grid_side, shape.head_dim, shape.rope_theta)
         self.rope = torch.view_as_complex(table).to(vllm_config.device_config.device)

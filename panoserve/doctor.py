@@ -204,9 +204,10 @@ def probe_plugin(facts: Facts) -> Check:
 
 
 def probe_kernels(facts: Facts) -> Check:
-    """Which attention kernel and cache layout vLLM would use, and which path our KV copy takes."""
+    """Which attention kernel and cache layout vLLM would use, and which path our KV copy and linear layers take."""
     import torch
 
+    from panoserve.kernels import packed_linear
     from panoserve.kernels.kv_layout import attention_isa, cpu_layout
     from panoserve.serve.settings import BLOCK_SIZE
 
@@ -220,7 +221,13 @@ def probe_kernels(facts: Facts) -> Check:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         isa, layout = attention_isa(dtype, BLOCK_SIZE, head_dim), cpu_layout(dtype, BLOCK_SIZE, head_dim)
         kinds.append(f"{str(dtype).removeprefix('torch.')} {isa} (cache layout {layout.name})")
-    return Check("kernels", "ok", "CPU attention: " + ", ".join(kinds) + "; KV moves by torch on the CPU")
+    found = "CPU attention: " + ", ".join(kinds) + "; KV moves by torch on the CPU; bfloat16 linear layers by "
+    if packed_linear.available():
+        return Check("kernels", "ok", found + "our AMX kernel")
+    if torch.cpu._is_amx_tile_supported():
+        advice = f"our AMX kernel would be faster, but is not built: install gcc and Python's headers, then {INSTALL}"
+        return Check("kernels", "warn", found + "vLLM", advice)
+    return Check("kernels", "ok", found + "vLLM (the processor has no AMX)")
 
 
 def probe_model(facts: Facts) -> Check:

@@ -64,6 +64,7 @@ def fingerprint(device: str, root: Path = ROOT) -> str:
         "requirements/install.py",
         "pyproject.toml",
         "setup.py",
+        "kernels/packed_linear.c",
     ):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()
