@@ -2,7 +2,8 @@
 
 A request's prompt is empty; its multimodal data is {"caption": features [n, caption_dim]}, or a list of such; the
 processor inserts n placeholder tokens for each, which the model fills with the projected features (design.md 3, with
-the traps found there).
+the traps found there). Features [n, 2 * caption_dim] hold the caption and, beside it, what takes the place of the
+unconditional rows: a negative caption.
 Features must be validated before they come here: a wrong width would take the engine down.
 """
 

@@ -24,7 +24,9 @@ class LlamaGenConfig(PretrainedConfig):
 
     `streams` is 2 where the model has an unconditional branch (design.md 3: both guidance streams live in one
     request, as twice the heads), else 1; pass `streams=1` through hf_overrides to serve without guidance.
-    `mrope_section` is declared only so that vLLM lets the model set its own positions (prefix rows are negative).
+    `mrope_section` is declared only so that vLLM lets the model set its own positions (prefix rows are negative), and
+    `projection_dim`, vLLM's name for the width of embedded inputs, so that a caption's rows arrive with those of the
+    other stream beside them.
     """
 
     model_type = MODEL_TYPE
@@ -48,6 +50,8 @@ class LlamaGenConfig(PretrainedConfig):
             "mrope_section": [shape.head_dim // 2, 0, 0],
         }
         self.tie_word_embeddings = False
+        if shape.condition == "caption":
+            self.projection_dim = self.streams * shape.hidden_size
 
     @property
     def shape(self) -> ModelConfig:

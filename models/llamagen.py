@@ -266,13 +266,12 @@ class LlamaGenForTextToImage(LlamaGenForImageGeneration, SupportsMultiModal):
         return sum(feature.mm_position.length for feature in mm_features)
 
     def embed_multimodal(self, **kwargs: object) -> list[Tensor]:
-        """Project every caption's features [n, caption_dim] to [n, D]."""
+        """The condition rows of both streams, side by side, of every caption (models/caption.py): [n, S * D]."""
         captions = kwargs.get("caption")
         if captions is None:
             return []
-        weight = self.cls_embedding.cap_proj.fc1.weight
         assert isinstance(captions, torch.Tensor | list | tuple)
-        return [self.cls_embedding.cap_proj(features.to(weight)) for features in captions]
+        return [self.cls_embedding(features, self.streams).flatten(1) for features in captions]
 
     def embed_input_ids(
         self,
@@ -281,18 +280,14 @@ class LlamaGenForTextToImage(LlamaGenForImageGeneration, SupportsMultiModal):
         *,
         is_multimodal: Tensor | None = None,
     ) -> Tensor:
-        embedded = self.tok_embeddings(input_ids)
+        embedded = self.tok_embeddings(input_ids).repeat(1, self.streams)  # [N, S * D]: codes are the same in both
         if multimodal_embeddings is not None and len(multimodal_embeddings) and is_multimodal is not None:
             embedded[is_multimodal] = torch.cat(list(multimodal_embeddings)).to(embedded)
         return embedded
 
     def embed_streams(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, positions: Tensor) -> Tensor:
         assert inputs_embeds is not None
-        if self.streams == 1:
-            return inputs_embeds[:, None]
-        # A caption of n rows stands at -n .. -1, and its unconditional twin is the *last* n rows of uncond_embedding.
-        rows = self.cls_embedding.uncond_projected[torch.where(positions < 0, positions, -1)]
-        return torch.stack([inputs_embeds, torch.where((positions < 0)[:, None], rows, inputs_embeds)], dim=1)
+        return inputs_embeds.unflatten(1, (self.streams, -1))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         loaded = super().load_weights(weights)
@@ -307,9 +302,21 @@ class CaptionProjectionWithUncond(nn.Module):
 
     def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
+        self.caption_dim = shape.caption_dim
         self.cap_proj = CaptionProjection(shape)
         self.uncond_embedding = nn.Parameter(torch.zeros(shape.caption_length, shape.caption_dim), requires_grad=False)
         self.register_buffer("uncond_projected", torch.zeros(shape.caption_length, shape.hidden_size), persistent=False)
 
     def project_unconditional(self) -> None:
         self.uncond_projected.copy_(self.cap_proj(self.uncond_embedding))
+
+    def forward(self, features: Tensor, streams: int) -> Tensor:
+        """The streams' condition rows [n, S, D] of features [n, caption_dim], or [n, 2 * caption_dim] with a negative.
+
+        The unconditional stream of a caption of n rows has the *last* n rows of uncond_embedding (facts.md 1.9).
+        """
+        given = features.to(self.cap_proj.fc1.weight).unflatten(1, (-1, self.caption_dim))  # [n, 1 or 2, caption_dim]
+        rows = self.cap_proj(given)[:, :streams]
+        if rows.shape[1] == streams:
+            return rows
+        return torch.cat([rows, self.uncond_projected[-len(rows) :, None]], dim=1)

@@ -169,6 +169,17 @@ class CaptionEmbedder(nn.Module):
         """The unconditional stream beside a caption of `rows` rows: the *last* rows (facts.md 1.9): [1, rows, D]."""
         return self.cap_proj(self.uncond_embedding[-rows:])[None]
 
+    def negative(self, features: Tensor, rows: int) -> Tensor:
+        """The same beside a negative caption [m, caption_dim]: it is stretched or condensed to `rows`: [1, rows, D].
+
+        Row i is the mean of all rows that lie, in part or whole, between i m / rows and (i + 1) m / rows. Left padding
+        would need a mask of its own for this stream, which shares its cache with the other one (design.md 3); unmasked
+        zeros are worse than any other way of filling up (docs/log.md).
+        """
+        count = len(features)
+        fitted = [features[i * count // rows : -(-(i + 1) * count // rows)].mean(0) for i in range(rows)]
+        return self.cap_proj(torch.stack(fitted))[None]
+
 
 class ReferenceModel(nn.Module):
     """The transformer: condition rows, then codes in raster order; logits for the next code at every place."""

@@ -166,6 +166,12 @@ def _generate(commands: Any) -> None:
         metavar="I",
         help="guide only codes 0 to I + 1 of each crop, counted as upstream does (default -1: all)",
     )
+    parser.add_argument(
+        "--negative",
+        dest="negative_prompt",
+        metavar="PROMPT",
+        help="what guidance leads away from, for a model with a text encoder (default: nothing in particular)",
+    )
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
     parser.add_argument(
         "--top-k", type=int, metavar="K", help="draw from the K likeliest codes; 0 is all (default: the model's)"

@@ -117,7 +117,8 @@ def replay(arguments: argparse.Namespace) -> int:
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SAMPLING = (
-    "stride", "row_stride", "loop", "blend", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "seed",
+    "stride", "row_stride", "loop", "blend", "guidance", "guidance_interval", "negative_prompt", "temperature", "top_k",
+    "top_p", "seed",
 )  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def _check_folder(job: Job) -> None:
             f"model folder {job.folder.path} has no vq/, so it cannot make pictures; ask for codes "
             "(--no-decode --codes FILE.safetensors), or convert the checkpoint again with --vq"
         )
-    text = job.request.prompt is not None or job.request.prompts
+    text = job.request.prompt is not None or job.request.prompts or job.request.negative_prompt
     if text and job.folder.config.condition == "caption" and not job.folder.has_text_encoder:
         raise ModelFolderError(
             f"model folder {job.folder.path} has no text_encoder/, so it cannot read prompts; give --features FILE, or "

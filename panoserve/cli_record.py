@@ -47,6 +47,7 @@ class DrawRecord:
     loop: bool = False
     prompts: list[dict[str, Any]] | None = None  # fields of PromptAt, places in pixels or shares
     blend: float = 0  # whole pixels, or a share of the picture
+    negative_prompt: str | None = None
 
     def to_chunks(self) -> dict[str, str]:
         """The text chunks of the picture; None is left out."""

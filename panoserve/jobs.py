@@ -123,7 +123,7 @@ def _yaml_rows(path: Path, text: str) -> Iterator[dict[str, Any] | str]:
 
 def _parse_cell(name: str, value: str) -> Any:
     """A CSV cell: text columns as they are, anything else as JSON would have it."""
-    if name in ("id", "prompt", "size", "context", "features"):
+    if name in ("id", "prompt", "negative_prompt", "size", "context", "features"):
         return value
     try:
         return json.loads(value)

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from panoserve.configs.model import ModelConfig
-from panoserve.errors import CacheTooSmallError, ModelFolderError, PanoramaFailedError, PanoserveError
+from panoserve.errors import (
+    CacheTooSmallError,
+    InvalidRequestError,
+    ModelFolderError,
+    PanoramaFailedError,
+    PanoserveError,
+)
 from panoserve.redirect.layout import plan_of
 from panoserve.serve.drawing import Drawing, Row
 from panoserve.serve.folder import ModelFolder
@@ -104,6 +110,7 @@ class _EngineBase(ABC):
         submissions = self._preparer.prepare(requests)
         for submission in submissions:
             self._check_cache(submission)
+            self._check_streams(submission.request)
         if decode and submissions:
             _ = self.vq
         return submissions
@@ -123,6 +130,13 @@ class _EngineBase(ABC):
                 f"context {args.context!r} needs {needed} lanes at once ({needed * lane_blocks} KV blocks of "
                 f"{cache.block_size} slots), but this engine holds {holds} ({blocks} blocks, max_lanes {lanes}); raise "
                 "kv_cache_gib or max_lanes, or use context='recompute'"
+            )
+
+    def _check_streams(self, request: PanoramaRequest) -> None:
+        negative = request.negative_prompt is not None or request.negative_features is not None
+        if negative and self.vllm_config.model_config.hf_config.streams == 1:
+            raise InvalidRequestError(
+                "a negative prompt needs guidance, but this engine was started with guidance=False", "negative_prompt"
             )
 
     def _drawing(self, submission: Submission) -> Drawing:

@@ -10,7 +10,7 @@ import torch
 
 from panoserve.errors import InvalidRequestError
 from panoserve.serve.folder import ModelFolder
-from panoserve.serve.prompts import PromptAt, mix
+from panoserve.serve.prompts import PromptAt, beside, mix
 from panoserve.serve.request import PanoramaRequest
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ class Preparer:
     def prepare(self, requests: Sequence[PanoramaRequest]) -> list[Submission]:
         """Check every request before any is submitted; equal prompts are encoded once. Raises InvalidRequestError."""
         resolved = [request.resolve(self.folder.config, self.context) for request in requests]
-        texts = [subject.prompt for request in resolved for subject in subjects(request) if subject.prompt is not None]
-        encoded = self._encode(list(dict.fromkeys(texts)))
+        said = [subject.prompt for request in resolved for subject in subjects(request)]
+        said += [request.negative_prompt for request in resolved]
+        encoded = self._encode([text for text in dict.fromkeys(said) if text is not None])
         submissions = []
         for request in resolved:
             prompt, truncated = self._prompt(request, encoded)
@@ -69,6 +70,12 @@ class Preparer:
             features.append(rows)
             truncated = truncated or cut
         captions = [mix(features, mixture) for mixture in conditions]
+        negative = request.negative_features
+        if request.negative_prompt is not None:
+            negative, cut = encoded[request.negative_prompt]
+            truncated = truncated or cut
+        if negative is not None:
+            captions = [beside(caption, negative) for caption in captions]
         total, most = sum(map(len, captions)), config.max_prefix + config.grid.codes
         if total > most:
             raise InvalidRequestError(

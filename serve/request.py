@@ -53,6 +53,8 @@ class PanoramaRequest:
     prompts: Sequence[PromptAt] | None = None  # what else to draw, and where; mappings of PromptAt's fields do as well
     given: torch.Tensor | None = None  # int64 [H, W]: codes of the canvas that are kept, -1 where codes are to be drawn
     blend: Place = 0  # over what width prompts shade into each other: caption features are mixed
+    negative_prompt: str | None = None  # what guidance leads away from, in place of "nothing in particular"
+    negative_features: torch.Tensor | None = None  # [m, caption_dim]: the same as a text encoder's output
 
     def resolve(self, config: ModelConfig, context: str = "reuse") -> PanoramaRequest:
         """The same request with every None filled in, checked against the model. Raises InvalidRequestError."""
@@ -104,6 +106,7 @@ class PanoramaRequest:
                 f"guidance is {self.guidance}, but this model has no unconditional branch; leave it out or use 1",
                 "guidance",
             )
+        check_negative(self, config)
         check_whole("guidance_interval", self.guidance_interval, -1, config.grid.codes)
         check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
         check_whole("top_k", self.top_k, 0, config.vocab_size)
@@ -208,7 +211,30 @@ def check_subject(request: PanoramaRequest | PromptAt, config: ModelConfig) -> N
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise InvalidRequestError(f"prompt is {request.prompt!r}; expected some text", "prompt")
     else:
-        check_features(request.features, config)
+        check_features("features", request.features, config)
+
+
+def check_negative(request: PanoramaRequest, config: ModelConfig) -> None:
+    """A negative prompt must be a text or features, for a model that takes them, and guided away from."""
+    given = [name for name in ("negative_prompt", "negative_features") if getattr(request, name) is not None]
+    if not given:
+        return
+    name = given[0]
+    if config.condition == "class":
+        raise InvalidRequestError(f"got {name}, but this model is class-conditional; leave it out", name)
+    if len(given) > 1:
+        raise InvalidRequestError("got negative_prompt and negative_features; give either", given[1])
+    if name == "negative_features":
+        check_features(name, request.negative_features, config)
+    elif not isinstance(request.negative_prompt, str) or not request.negative_prompt.strip():
+        raise InvalidRequestError(
+            f"negative_prompt is {request.negative_prompt!r}; expected some text, or leave it out", name
+        )
+    assert request.guidance is not None
+    if request.guidance <= 1:
+        raise InvalidRequestError(
+            f"{name} has no effect with guidance {request.guidance:g}; use guidance above 1, or leave it out", name
+        )
 
 
 def given_size(given: Any) -> tuple[int, int]:
@@ -237,7 +263,7 @@ def check_given(given: torch.Tensor, canvas: Canvas, config: ModelConfig) -> Non
         raise InvalidRequestError("given leaves no code to draw; put -1 where codes are to be drawn", "given")
 
 
-def check_features(features: Any, config: ModelConfig) -> None:
+def check_features(name: str, features: Any, config: ModelConfig) -> None:
     """Caption features must be finite and [n, caption_dim], 1 <= n <= caption_length; others would stop the engine."""
     import torch
 
@@ -246,12 +272,12 @@ def check_features(features: Any, config: ModelConfig) -> None:
     if not isinstance(features, torch.Tensor) or not good_rows or not features.is_floating_point():
         got = f"{features.dtype} {shape}" if isinstance(features, torch.Tensor) else type(features).__name__
         raise InvalidRequestError(
-            f"features are {got}; expected a floating point tensor [n, {config.caption_dim}] with n from 1 to "
+            f"{name} are {got}; expected a floating point tensor [n, {config.caption_dim}] with n from 1 to "
             f"{config.caption_length}",
-            "features",
+            name,
         )
     if not bool(torch.isfinite(features).all()):
-        raise InvalidRequestError("features hold NaN or infinite values; expected finite numbers", "features")
+        raise InvalidRequestError(f"{name} hold NaN or infinite values; expected finite numbers", name)
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:

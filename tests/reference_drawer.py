@@ -53,7 +53,9 @@ def draw_greedily(model: ReferenceModel, request: PanoramaRequest) -> torch.Tens
         else:
             features = mix([subject.features for subject in subjects(request)], mixture)  # type: ignore[misc]
             streams = [model.cls_embedding(features[None])]
-            if args.guidance > 1:
+            if request.negative_features is not None:
+                streams.append(model.cls_embedding.negative(request.negative_features, len(features)))
+            elif args.guidance > 1:
                 streams.append(model.cls_embedding.unconditional(len(features)))
         prefixes.append(torch.cat(streams))
 

@@ -122,6 +122,17 @@ def test_prompts_along_the_picture(run: Run, captions: Path, classes: Path, tmp_
     assert (station.label, station.left) == (7, 0.5)
 
 
+def test_a_negative_prompt_is_recorded(run: Run, captions: Path, classes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    assert run("generate", "hills", "--negative", "rain", "--model", captions, "-o", out)[0] == 0
+    assert read_record(out).negative_prompt == "rain"
+    assert run("replay", out, "--model", captions)[0] == 0
+    assert [started["requests"][0].negative_prompt for started in FakeEngine.started] == ["rain", "rain"]
+    code, _, stderr = run("generate", "--label", 1, "--negative", "rain", "--model", classes, "-o", out)
+    assert code == 2
+    assert "got negative_prompt, but this model is class-conditional; leave it out" in stderr
+
+
 def test_codes_alone_need_no_picture(run: Run, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "codes-only", CLASS, vq=False)
     code, stdout, _ = run("generate", "--label", 3, "--model", folder, "--no-decode", "--json", "--seed", 1)
@@ -217,6 +228,8 @@ BAD = {
     "a missing prompts file": (["--prompts", "absent.yaml"], "absent.yaml does not exist"),
     "a blend that is none": (["hills", "--blend", "wide"], "expected pixels, or a share"),
     "a loop of one crop": (["hills", "--size", "32x64", "--loop"], "wider than one crop: at least 40"),
+    "a negative prompt without guidance": (["hills", "--negative", "rain", "--guidance", "1"], "has no effect"),
+    "a blank negative prompt": (["hills", "--negative", " "], "expected some text"),
     "guidance below 0": (["hills", "--guidance", "-3"], "guidance"),
     "guidance above 100": (["hills", "--guidance", "101"], "guidance"),
     "guidance nan": (["hills", "--guidance", "nan"], "guidance"),

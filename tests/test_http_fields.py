@@ -51,7 +51,7 @@ def test_every_argument_of_the_client_is_known() -> None:
 def test_our_fields_are_those_of_a_request() -> None:
     """Everything that a PanoramaRequest can be told is in reach of a client, but for what is a tensor."""
     reached = set(OUR_FIELDS.values()) | {"prompt", "width", "height"}
-    assert reached == set(PanoramaRequest.__dataclass_fields__) - {"features", "given"}
+    assert reached == set(PanoramaRequest.__dataclass_fields__) - {"features", "given", "negative_features"}
 
 
 def test_defaults() -> None:
@@ -82,10 +82,11 @@ def test_our_fields_arrive() -> None:
         stride=3,
         row_stride=2,
         loop=True,
+        negative_prompt="text",
         context="recompute",
     ).requests
     assert (request.width, request.height, request.seed, request.guidance) == (3 * CROP, 2 * CROP, 7, 1.5)
-    assert (request.row_stride, request.loop) == (2, True)
+    assert (request.row_stride, request.loop, request.negative_prompt) == (2, True, "text")
     assert (request.guidance_interval, request.temperature, request.top_k) == (3, 0, 5)
     assert (request.top_p, request.stride, request.context) == (0.5, 3, "recompute")
 
@@ -149,6 +150,9 @@ def test_who_asks_is_repeated() -> None:
         ({"prompts": [{"prompt": "sea \ud83d"}]}, "prompts", ["surrogate"]),
         ({"prompts": [{"prompt": "a sea"}] * 101}, "prompts", ["at most 100"]),
         ({"blend": "wide"}, "blend", ["wide"]),
+        ({"negative_prompt": ["text"]}, "negative_prompt", ["must be a string"]),
+        ({"negative_prompt": " "}, "negative_prompt", ["expected some text"]),
+        ({"negative_prompt": "text", "guidance_scale": 1}, "negative_prompt", ["no effect with guidance 1"]),
         ({"row_stride": 0}, "row_stride", ["1 to 8"]),
         ({"loop": "yes"}, "loop", ["yes", "True or False"]),
         ({"context": "both"}, "context", ["reuse or recompute"]),

@@ -15,7 +15,7 @@ from panoserve.jobs import BadJob, Job, default_seed, read_jobs
 ROWS = [
     {"prompt": "a red sunset, over the sea", "size": "384x192", "seed": 5},
     {"id": "hills", "prompt": "green hills", "width": 960, "height": 192, "guidance": 4.5, "temperature": 0},
-    {"id": 7, "label": 3, "top_p": 0.9, "context": "recompute"},
+    {"id": 7, "label": 3, "top_p": 0.9, "context": "recompute", "negative_prompt": "007"},
 ]
 
 
@@ -39,6 +39,7 @@ def test_every_format_gives_the_same_jobs(tmp_path: Path, suffix: str) -> None:
     assert (first.prompt, first.width, first.height, first.seed) == ("a red sunset, over the sea", 384, 192, 5)
     assert (second.guidance, second.temperature, second.seed) == (4.5, 0, default_seed("hills"))
     assert (third.label, third.top_p, third.context) == (3, 0.9, "recompute")
+    assert third.negative_prompt == "007"
 
 
 def test_seeds_depend_on_the_id_alone() -> None:

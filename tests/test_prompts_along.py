@@ -10,9 +10,10 @@ import torch
 from panoserve import PanoramaRequest
 from panoserve.configs.model import ModelConfig
 from panoserve.errors import InvalidRequestError
+from panoserve.models.reference import CaptionEmbedder
 from panoserve.redirect.layout import plan_of
 from panoserve.redirect.plan import Copy, Feed, copy_parents
-from panoserve.serve.prompts import PromptAt, mix
+from panoserve.serve.prompts import PromptAt, beside, mix
 
 CLASS = ModelConfig.preset("B", grid_side=8, downsample=10, condition="class", num_classes=10)
 CAPTION = ModelConfig.preset(
@@ -64,6 +65,17 @@ def test_captions_are_mixed_aligned_at_their_ends() -> None:
     short, long = torch.ones(1, 2), torch.full((3, 2), 2.0)
     assert mix([short, long], ((0, 0.25), (1, 0.75))).tolist() == [[1.5, 1.5], [1.5, 1.5], [1.75, 1.75]]
     assert mix([short, long], ((0, 1.0),)) is short
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 6])
+def test_a_negative_caption_is_fitted_as_the_reference_says(rows: int) -> None:
+    embedder = CaptionEmbedder(CAPTION)
+    caption, negative = torch.randn(rows, 4), torch.randn(3, 4)
+    both = beside(caption, negative)
+    assert torch.equal(both[:, :4], caption)
+    assert torch.allclose(embedder(both[None, :, 4:]), embedder.negative(negative, rows), atol=1e-6)
+    if rows == 3:
+        assert torch.equal(both[:, 4:], negative)
 
 
 def test_keys_and_values_are_copied_under_the_same_prompt_only() -> None:

@@ -102,6 +102,21 @@ def test_model_interfaces() -> None:
     assert parameters(LlamaGenForTextToImage.embed_multimodal) == parameters(SupportsMultiModal.embed_multimodal)
 
 
+def test_embedded_inputs_are_as_wide_as_projection_dim_says() -> None:
+    from vllm.config import ModelConfig
+    from vllm.model_executor.models.interfaces import SupportsMultiModal
+
+    from panoserve.models.llamagen import LlamaGenForTextToImage
+
+    text_config = type("T", (), {"projection_dim": 96, "hidden_size": 48})()
+    assert (
+        ModelConfig.get_inputs_embeds_size(type("M", (), {"hf_text_config": text_config, "get_hidden_size": 48})())
+        == 96
+    )
+    theirs, ours = (parameters(c.embed_input_ids) for c in (SupportsMultiModal, LlamaGenForTextToImage))
+    assert set(theirs) == set(ours)
+
+
 def test_guidance_rows_follow_the_batch() -> None:
     """Rows are added, moved and removed as vLLM says; an interval ends where it should."""
     import torch

@@ -145,6 +145,7 @@ OUR_FIELDS = {
     "loop": "loop",
     "prompts": "prompts",
     "blend": "blend",
+    "negative_prompt": "negative_prompt",
     "seed": "seed",
     "guidance_scale": "guidance",
     "guidance_interval": "guidance_interval",
@@ -153,7 +154,12 @@ OUR_FIELDS = {
     "top_p": "top_p",
     "context": "context",
 }
-FIELDS = OPENAI_FIELDS | dict.fromkeys(OUR_FIELDS, as_it_is) | {"prompts": prompts_along}
+FIELDS: dict[str, Check] = {
+    **OPENAI_FIELDS,
+    **dict.fromkeys(OUR_FIELDS, as_it_is),
+    "prompts": prompts_along,
+    "negative_prompt": text(MAX_PROMPT_CHARACTERS),
+}
 
 
 def shown(value: Any) -> str:
