@@ -4,6 +4,8 @@ The folder names (`kernels`, `configs`, `benchmarks`, ...) belong to other distr
 importable by themselves: `serve/` is `panoserve.serve`, and so on. Metadata lives in pyproject.toml.
 """
 
+from glob import glob
+
 from setuptools import Extension, find_packages, setup
 
 FOLDERS = ("configs", "kernels", "vq", "models", "redirect", "serve", "train", "benchmarks")
@@ -11,10 +13,11 @@ FOLDERS = ("configs", "kernels", "vq", "models", "redirect", "serve", "train", "
 package_dir = {"panoserve": "panoserve"} | {f"panoserve.{folder}": folder for folder in FOLDERS}
 packages = list(package_dir) + [f"panoserve.{f}.{sub}" for f in FOLDERS for sub in find_packages(f)]
 
-# Optional: without a C compiler, or with one that does not know AMX, linear layers stay with vLLM's own kernels.
-packed_linear = Extension(
-    "panoserve.kernels._packed_linear",
-    ["kernels/packed_linear.c"],
+# Optional: without a C compiler, or with one that does not know AMX, the CPU keeps vLLM's and torch's own operators.
+native = Extension(
+    "panoserve.kernels._native",
+    sorted(glob("kernels/native/*.c")),
+    depends=["kernels/native/native.h"],
     extra_compile_args=["-O3", "-fopenmp"],
     extra_link_args=["-fopenmp"],
     py_limited_api=True,
@@ -22,7 +25,7 @@ packed_linear = Extension(
 )
 
 setup(
-    ext_modules=[packed_linear],
+    ext_modules=[native],
     packages=packages,
     package_dir=package_dir,
     package_data={

@@ -2,8 +2,8 @@
 
 oneDNN, which vLLM uses, reads packed weights at about 60 % of the memory bandwidth when x has the 10 rows of one
 panorama's lanes, because x's rows are far apart and the weights are not fetched ahead (figures in docs/log.md). The
-kernel in packed_linear.c reads them nearly at full bandwidth. It needs AMX (Intel, since Sapphire Rapids) and bfloat16;
-`packable` says whether a weight can have it. Everything else stays with vLLM's own linear layers.
+kernel in native/packed_linear.c reads them nearly at full bandwidth. It needs AMX (Intel, since Sapphire Rapids) and
+bfloat16; `packable` says whether a weight can have it. Everything else stays with vLLM's own linear layers.
 
 `packed_linear_reference` is the specification.
 """
@@ -11,34 +11,27 @@ kernel in packed_linear.c reads them nearly at full bandwidth. It needs AMX (Int
 from __future__ import annotations
 
 from functools import cache
-from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from panoserve.kernels.native import native
 
 TILE, DEPTH, CHUNK = (
     16,
     32,
     8,
-)  # as in packed_linear.c: columns of y in a tile, columns of x in a tile, tiles in a chunk
+)  # as in native/packed_linear.c: columns of y in a tile, columns of x in a tile, tiles in a chunk
 
 
 @cache
-def _native() -> ModuleType | None:
-    """The compiled kernel, or None where it was not built (no C compiler at installation) or cannot run."""
-    try:
-        from panoserve.kernels import _packed_linear  # type: ignore[attr-defined, unused-ignore]
-    except ImportError:
-        return None
-    # `_init_amx` asks Linux for the permission to use the tiles, once a process.
-    if not _packed_linear.BUILT or not torch.cpu._is_amx_tile_supported() or not torch.cpu._init_amx():
-        return None
-    return _packed_linear
-
-
 def available() -> bool:
-    """Whether this machine runs the kernel."""
-    return _native() is not None
+    """Whether this machine runs the kernel: it is built, and the processor and Linux give us the tiles."""
+    compiled = native()
+    if compiled is None or not compiled.PACKED_LINEAR_BUILT:
+        return False
+    # `_init_amx` asks Linux for the permission to use the tiles, once a process.
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
 def packable(weight: Tensor) -> bool:
@@ -85,12 +78,12 @@ def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
 
     A row's result is the same whatever other rows x has.
     """
-    native = _native()
-    assert native is not None and x.dtype == packed.dtype == torch.bfloat16
+    compiled = native()
+    assert compiled is not None and x.dtype == packed.dtype == torch.bfloat16
     k = x.shape[-1]
     n = len(packed) // k
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], n)
     scratch = torch.empty_like(x)
-    native.multiply(x.data_ptr(), packed.data_ptr(), y.data_ptr(), scratch.data_ptr(), x.numel() // k, n, k)
+    compiled.packed_linear(x.data_ptr(), packed.data_ptr(), y.data_ptr(), scratch.data_ptr(), x.numel() // k, n, k)
     return y

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
+from panoserve.kernels.block import silu_and_mul
 from panoserve.kernels.packed_linear import pack, packable, packed_linear
 
 
@@ -25,6 +27,13 @@ class FusedRMSNorm(RMSNorm):
         out = torch.empty_like(x)
         torch.ops._C.rms_norm(out, x, self.weight.data, self.variance_epsilon)
         return out
+
+
+class FusedSiluAndMul(SiluAndMul):
+    """SwiGLU's activation in one pass."""
+
+    def forward_cpu(self, x: Tensor) -> Tensor:
+        return silu_and_mul(x)
 
 
 class _Packed:

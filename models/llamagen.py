@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -30,22 +29,12 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
 
 from panoserve.configs.model import ModelConfig
+from panoserve.kernels.block import rope_split
 from panoserve.models.caption import CaptionDummyInputs, CaptionInfo, CaptionProcessor
 from panoserve.models.guidance import guidance_table
 from panoserve.models.hf_config import LlamaGenConfig
-from panoserve.models.layers import FusedRMSNorm, pack_weights_after_loading
+from panoserve.models.layers import FusedRMSNorm, FusedSiluAndMul, pack_weights_after_loading
 from panoserve.models.reference import CaptionProjection, rope_rows, rope_table
-
-
-def turn(x: Tensor, rope: Tensor) -> Tensor:
-    """models.reference.rotate for the fast path: x [N, S, heads, hd] by complex64 rope [N, 1, 1, rotated/2].
-
-    Dimensions behind the rotated ones are padding and stay as they are.
-    """
-    rotated = 2 * rope.shape[-1]
-    pairs = torch.view_as_complex(x[..., :rotated].float().unflatten(-1, (-1, 2)))
-    turned = torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
-    return turned if rotated == x.shape[-1] else torch.cat([turned, x[..., rotated:]], dim=-1)
 
 
 class LlamaGenAttention(nn.Module):
@@ -83,14 +72,9 @@ class LlamaGenAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        """x [S * N, D], rows of one token adjacent; rope complex64 [N, 1, 1, hd/2]."""
+        """x [S * N, D], rows of one token adjacent; rope complex64 [N, hd/2]."""
         qkv, _ = self.wqkv(x)
-        qkv = qkv.view(-1, self.streams, 3 * self.heads, self.head_dim)
-        qk = turn(qkv[:, :, : 2 * self.heads], rope)
-        q, k, v = (
-            part.reshape(len(part), self.streams * self.heads * self.head_dim)
-            for part in (qk[:, :, : self.heads], qk[:, :, self.heads :], qkv[:, :, 2 * self.heads :])
-        )
+        q, k, v = rope_split(qkv.view(-1, self.streams, 3 * self.heads, self.head_dim), rope)
         out = self.attn(q, k, v)
         return self.wo(out.view(-1, self.heads * self.head_dim))[0]
 
@@ -116,7 +100,7 @@ class LlamaGenBlock(nn.Module):
             quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.w2",
         )
-        self.act = SiluAndMul()
+        self.act = FusedSiluAndMul()
         self.attention_norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.ffn_norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
 
@@ -196,7 +180,7 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
         """Hidden states of both streams, side by side: [N, S * D]. positions [3, N]."""
         positions = positions[0]
         x = self.embed_streams(input_ids, inputs_embeds, positions).flatten(0, 1)  # [N * S, D]
-        rope = rope_rows(self.rope, positions)[:, None, None]  # [N, 1, 1, hd/2]
+        rope = rope_rows(self.rope, positions)  # [N, hd/2]
         residual = None
         for layer in self.layers:
             x, residual = layer(x, residual, rope)

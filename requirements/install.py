@@ -64,7 +64,7 @@ def fingerprint(device: str, root: Path = ROOT) -> str:
         "requirements/install.py",
         "pyproject.toml",
         "setup.py",
-        "kernels/packed_linear.c",
+        *sorted(str(path.relative_to(root)) for path in (root / "kernels" / "native").glob("*")),
     ):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()

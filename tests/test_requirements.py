@@ -89,8 +89,12 @@ def test_the_list_is_closed(install: ModuleType) -> None:
 
 
 def test_the_fingerprint_follows_every_input(install: ModuleType, tmp_path: Path) -> None:
-    names = ("requirements/cpu.txt", "requirements/dev.txt", "requirements/install.py", "pyproject.toml", "setup.py")
+    names = (
+        *("requirements/cpu.txt", "requirements/dev.txt", "requirements/install.py", "pyproject.toml", "setup.py"),
+        "kernels/native/module.c",
+    )
     (tmp_path / "requirements").mkdir()
+    (tmp_path / "kernels" / "native").mkdir(parents=True)
     for name in (*names, "requirements/cuda.txt"):
         (tmp_path / name).write_text("a")
     seen = {install.fingerprint("cpu", tmp_path), install.fingerprint("cuda", tmp_path)}

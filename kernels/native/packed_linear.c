@@ -1,4 +1,4 @@
-/* y = x W^T in bfloat16 for few rows of x, on AMX tiles: the inner loop of kernels/packed_linear.py.
+/* y = x W^T in bfloat16 for few rows of x, on AMX tiles: the inner loop of ../packed_linear.py.
  *
  * A decode step multiplies a handful of rows by every weight of the model, so it lasts as long as reading the weights
  * does. The weights are therefore stored in the order in which this loop reads them (see `pack`), one run of memory for
@@ -6,13 +6,11 @@
  * while all the weights that meet them go by. Sums are float32; they wait between chunks in second-level cache.
  * A row's result does not depend on the other rows.
  */
-#define Py_LIMITED_API 0x030b0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "native.h"
 
 #define TILE 16   /* rows of x, or columns of y, in a tile */
 #define DEPTH 32  /* columns of x (bfloat16) in a tile */
-#define CHUNK 8   /* tiles of x's columns taken at once; kernels/packed_linear.py packs accordingly */
+#define CHUNK 8   /* tiles of x's columns taken at once; ../packed_linear.py packs accordingly */
 #define SPAN 32   /* tiles of y's columns whose sums a thread holds */
 #define PANEL 192 /* rows of x between two passes over the weights */
 #define AHEAD 2048 /* bytes fetched ahead of their use */
@@ -20,19 +18,17 @@
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #include <immintrin.h>
 #include <omp.h>
-#include <stdint.h>
 #include <string.h>
 
 #define KERNEL __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 
-typedef uint16_t bf16;
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
 } tile_config;
 
-static const int built = 1;
+const int packed_linear_built = 1;
 static __thread float sums[PANEL / TILE * SPAN * TILE * TILE] __attribute__((aligned(64)));
 
 /* Tiles 0 to 2 hold sums, 3 to 5 rows of x, 6 weights. */
@@ -120,7 +116,7 @@ KERNEL static void panel_columns(const bf16 *xs, const bf16 *w, bf16 *y, long M,
     }
 }
 
-KERNEL static void multiply(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K) {
+KERNEL void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K) {
     long tiles = N / TILE, steps = K / DEPTH;
 #pragma omp parallel
     {
@@ -137,39 +133,7 @@ KERNEL static void multiply(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, lon
         _tile_loadconfig(&before);
     }
 }
-
-static void run(unsigned long long x, unsigned long long w, unsigned long long y, unsigned long long xs, long M, long N,
-                long K) {
-    multiply((const bf16 *)x, (const bf16 *)w, (bf16 *)y, (bf16 *)xs, M, N, K);
-}
 #else
-static const int built = 0;
-static void run(unsigned long long x, unsigned long long w, unsigned long long y, unsigned long long xs, long M, long N,
-                long K) {}
+const int packed_linear_built = 0;
+void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K) {}
 #endif
-
-static PyObject *py_multiply(PyObject *module, PyObject *arguments) {
-    unsigned long long x, w, y, xs;
-    long M, N, K;
-    if (!PyArg_ParseTuple(arguments, "KKKKlll", &x, &w, &y, &xs, &M, &N, &K)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    run(x, w, y, xs, M, N, K);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef methods[] = {
-    {"multiply", py_multiply, METH_VARARGS, "multiply(x, packed, y, scratch, rows, columns, depth): addresses and sizes"},
-    {NULL, NULL, 0, NULL},
-};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_packed_linear", NULL, -1, methods};
-
-PyMODINIT_FUNC PyInit__packed_linear(void) {
-    PyObject *module = PyModule_Create(&definition);
-    if (module == NULL) return NULL;
-    if (PyModule_AddIntConstant(module, "BUILT", built) || PyModule_AddIntConstant(module, "CHUNK", CHUNK)) {
-        Py_DECREF(module);
-        return NULL;
-    }
-    return module;
-}

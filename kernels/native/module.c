@@ -1,0 +1,59 @@
+/* The Python module panoserve.kernels._native: addresses and sizes in, nothing out. ../native.py loads it. */
+#define Py_LIMITED_API 0x030b0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "native.h"
+
+typedef unsigned long long address;
+
+static PyObject *py_packed_linear(PyObject *module, PyObject *arguments) {
+    address x, w, y, scratch;
+    long rows, outputs, inputs;
+    if (!PyArg_ParseTuple(arguments, "KKKKlll", &x, &w, &y, &scratch, &rows, &outputs, &inputs)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    packed_linear((const bf16 *)x, (const bf16 *)w, (bf16 *)y, (bf16 *)scratch, rows, outputs, inputs);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_rope_split(PyObject *module, PyObject *arguments) {
+    address qkv, rope, q, k, v;
+    long tokens, streams, heads, head_dim, rotated;
+    if (!PyArg_ParseTuple(arguments, "KKKKKlllll", &qkv, &rope, &q, &k, &v, &tokens, &streams, &heads, &head_dim,
+                          &rotated))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rope_split((const bf16 *)qkv, (const float *)rope, (bf16 *)q, (bf16 *)k, (bf16 *)v, tokens, streams, heads, head_dim,
+               rotated);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_silu_and_mul(PyObject *module, PyObject *arguments) {
+    address x, y;
+    long rows, columns;
+    if (!PyArg_ParseTuple(arguments, "KKll", &x, &y, &rows, &columns)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    silu_and_mul((const bf16 *)x, (bf16 *)y, rows, columns);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"packed_linear", py_packed_linear, METH_VARARGS, "packed_linear(x, packed, y, scratch, rows, outputs, inputs)"},
+    {"rope_split", py_rope_split, METH_VARARGS,
+     "rope_split(qkv, rope, q, k, v, tokens, streams, heads, head_dim, rotated)"},
+    {"silu_and_mul", py_silu_and_mul, METH_VARARGS, "silu_and_mul(x, y, rows, columns)"},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods};
+
+PyMODINIT_FUNC PyInit__native(void) {
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL && PyModule_AddIntConstant(module, "PACKED_LINEAR_BUILT", packed_linear_built)) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}
