@@ -34,6 +34,7 @@ class PanoramaArgs:
         None  # of every crop, in plan order: which of the request's conditions; None: the only
     )
     given: list[list[int]] | None = None  # the canvas with what is known beforehand, and UNKNOWN elsewhere
+    origin: tuple[int, int] = (0, 0)  # (row, column) of the canvas on a larger one, for the lanes' seeds
 
     def to_extra_args(self) -> dict[str, Any]:
         return {PANORAMA_KEY: asdict(self)}

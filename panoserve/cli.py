@@ -83,23 +83,24 @@ def _command(
     return parser
 
 
-def _add_engine_options(parser: Parser, *, replay: bool) -> None:
-    """Where and how to draw; `replay` takes the defaults from the picture."""
+def _add_engine_options(parser: Parser, *, replay: bool, resume: bool = False) -> None:
+    """Where and how to draw; `replay` takes the defaults from the picture, `resume` if there is one."""
+    default = "as drawn" if replay else "%s, or as drawn before" if resume else "%s"
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="model folder (default: assets/pano-mini of the checkout)"
     )
     parser.add_argument(
         "--context",
         choices=CONTEXTS,
-        default=None if replay else "reuse",
+        default=None if replay or resume else "reuse",
         help="how a crop gets the keys and values of codes it is given: copied and rotated from its parent (reuse, "
-        "faster), or computed again (recompute)" + (" (default: as drawn)" if replay else "; default reuse"),
+        f"faster), or computed again (recompute) (default: {default.replace('%s', 'reuse')})",
     )
     parser.add_argument(
         "--dtype",
         choices=list(DTYPES),
-        default=None if replay else "bfloat16",
-        help=f"number format of weights and cache (default: {'as drawn' if replay else 'bfloat16'})",
+        default=None if replay or resume else "bfloat16",
+        help=f"number format of weights and cache (default: {default.replace('%s', 'bfloat16')})",
     )
     parser.add_argument(
         "--kv-cache-gib",
@@ -110,7 +111,7 @@ def _add_engine_options(parser: Parser, *, replay: bool) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object with codes, path and stats, and nothing else, on stdout",
+        help="print the result as one JSON object, and nothing else, on stdout",
     )
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show vLLM's log, and a traceback when something breaks"
@@ -127,11 +128,7 @@ def _generate(commands: Any) -> None:
         "draw one panorama",
         "Say what to draw with a prompt, --label or --features, as the model asks for (panoserve info).",
     )
-    parser.add_argument("prompt", nargs="?", help="what to draw, for a model with a text encoder")
-    parser.add_argument("--label", type=int, metavar="N", help="class to draw, for a class-conditional model")
-    parser.add_argument(
-        "--features", type=Path, metavar="FILE", help=".npy or .safetensors with caption features [n, caption_dim]"
-    )
+    _add_subject(parser)
     parser.add_argument(
         "--size",
         type=size,
@@ -139,49 +136,9 @@ def _generate(commands: Any) -> None:
         help="pixels, each way at least one crop (default: one crop high, six crops wide)",
     )
     parser.add_argument(
-        "--stride",
-        type=int,
-        metavar="C",
-        help="columns a crop adds, 1 to the grid side (default: three quarters of it)",
-    )
-    parser.add_argument(
-        "--row-stride", type=int, metavar="R", help="rows a crop adds where the canvas is taller (default: as --stride)"
-    )
-    parser.add_argument(
         "--loop", action="store_true", help="a view all around: the right edge meets the left one, in the picture too"
     )
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="same seed, same picture (default: a random one, which is printed)"
-    )
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        metavar="S",
-        help="classifier-free guidance scale; 1 or less is off (default: the model's)",
-    )
-    parser.add_argument(
-        "--guidance-interval",
-        type=int,
-        default=-1,
-        metavar="I",
-        help="guide only codes 0 to I + 1 of each crop, counted as upstream does (default -1: all)",
-    )
-    parser.add_argument(
-        "--negative",
-        dest="negative_prompt",
-        metavar="PROMPT",
-        help="what guidance leads away from, for a model with a text encoder (default: nothing in particular)",
-    )
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
-    parser.add_argument(
-        "--top-k", type=int, metavar="K", help="draw from the K likeliest codes; 0 is all (default: the model's)"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest codes of total probability P (default: the model's)",
-    )
+    _add_sampling(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -217,6 +174,70 @@ def _generate(commands: Any) -> None:
         help="width over which prompts shade into each other (default: 0)",
     )
     _add_engine_options(parser, replay=False)
+
+
+def _add_subject(parser: Parser) -> None:
+    """What to draw."""
+    parser.add_argument("prompt", nargs="?", help="what to draw, for a model with a text encoder")
+    parser.add_argument("--label", type=int, metavar="N", help="class to draw, for a class-conditional model")
+    parser.add_argument(
+        "--features", type=Path, metavar="FILE", help=".npy or .safetensors with caption features [n, caption_dim]"
+    )
+
+
+def _add_sampling(parser: Parser) -> None:
+    """How crops stand, and how their codes are drawn."""
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="C",
+        help="columns a crop adds, 1 to the grid side (default: three quarters of it)",
+    )
+    parser.add_argument(
+        "--row-stride", type=int, metavar="R", help="rows a crop adds where the canvas is taller (default: as --stride)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="same seed, same picture (default: a random one, which is printed)"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="S",
+        help="classifier-free guidance scale; 1 or less is off (default: the model's)",
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=int,
+        default=-1,
+        metavar="I",
+        help="guide only codes 0 to I + 1 of each crop, counted as upstream does (default -1: all)",
+    )
+    parser.add_argument(
+        "--negative",
+        dest="negative_prompt",
+        metavar="PROMPT",
+        help="what guidance leads away from, for a model with a text encoder (default: nothing in particular)",
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="draw from the K likeliest codes; 0 is all (default: the model's)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest codes of total probability P (default: the model's)",
+    )
+
+
+def _endless(commands: Any) -> None:
+    from panoserve import cli_endless
+
+    parser = _command(commands, "endless", cli_endless.endless, cli_endless.ABOUT, cli_endless.DETAIL)
+    _add_subject(parser)
+    cli_endless.add_arguments(parser)
+    _add_sampling(parser)
+    _add_engine_options(parser, replay=False, resume=True)
 
 
 def _batch(commands: Any) -> None:
@@ -352,7 +373,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_generate, _batch, _replay, _plan, _serve, _info, _convert, _doctor):
+    for add in (_generate, _endless, _batch, _replay, _plan, _serve, _info, _convert, _doctor):
         add(commands)
     return parser
 

@@ -68,7 +68,7 @@ def generate(arguments: argparse.Namespace) -> int:
     width, height = arguments.size or (None, None)
     folder = open_folder(arguments.model)
     values = {
-        "prompts": _prompts(arguments, folder),
+        "prompts": prompts_of(arguments, folder),
         "prompt": arguments.prompt,
         "label": arguments.label,
         "width": width,
@@ -94,7 +94,7 @@ def generate(arguments: argparse.Namespace) -> int:
 def replay(arguments: argparse.Namespace) -> int:
     record = read_record(arguments.picture)
     folder = open_folder(arguments.model)
-    _check_same_model(record, folder, named=arguments.model is not None)
+    check_same_model(record, folder, named=arguments.model is not None)
     features = Path(record.features) if record.features is not None else None
     if features is not None and features.is_file() and fingerprint_files([features]) != record.features_fingerprint:
         raise InvalidRequestError(f"features file {features} is not the one that {arguments.picture} was drawn from")
@@ -122,7 +122,7 @@ SAMPLING = (
 )  # fmt: skip
 
 
-def _prompts(arguments: argparse.Namespace, folder: ModelFolder) -> Any:
+def prompts_of(arguments: argparse.Namespace, folder: ModelFolder) -> Any:
     """What --at or --prompts say, for PanoramaRequest.prompts."""
     if arguments.prompts is not None:
         if arguments.at:
@@ -155,7 +155,7 @@ def _run(job: Job) -> int:
         check_output(job.output, ".png")
     if job.codes is not None:
         check_output(job.codes, ".safetensors")
-    _check_folder(job)
+    check_folder(job)
     job.request.resolve(job.folder.config, job.context)  # raises what the engine would raise, ten seconds earlier
     panorama = _draw(job)
     fingerprint = fingerprint_model(job.folder.path)
@@ -173,7 +173,7 @@ def _run(job: Job) -> int:
     return 0
 
 
-def _check_folder(job: Job) -> None:
+def check_folder(job: Job) -> None:
     if job.decode and not job.folder.has_vq:
         raise ModelFolderError(
             f"model folder {job.folder.path} has no vq/, so it cannot make pictures; ask for codes "
@@ -187,7 +187,7 @@ def _check_folder(job: Job) -> None:
         )
 
 
-def _check_same_model(record: DrawRecord, folder: ModelFolder, *, named: bool) -> None:
+def check_same_model(record: DrawRecord, folder: ModelFolder, *, named: bool) -> None:
     """A picture wants its own model: another is an error if it is the default, a warning if it was named."""
     fingerprint = fingerprint_model(folder.path)
     if fingerprint != record.model_fingerprint:

@@ -22,7 +22,7 @@ from panoserve.errors import InvalidRequestError
 from panoserve.serve.request import PanoramaRequest
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".yaml", ".yml")
-_REQUEST_FIELDS = tuple(field.name for field in fields(PanoramaRequest))
+_REQUEST_FIELDS = tuple(field.name for field in fields(PanoramaRequest) if field.name != "part")
 _FIELDS = ("id", "size", *_REQUEST_FIELDS)
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 

@@ -83,7 +83,7 @@ class PanoramaState:
         drawn_from = turn.draw.start if turn.draw else self.plan.grid.codes
         params = self.request.sampling_params.clone()
         params.max_tokens = turn.samples
-        params.seed = None if params.temperature == 0 else lane_seed(self.args.seed, lane.lane)
+        params.seed = None if params.temperature == 0 else lane_seed(self.args.seed, lane.lane, self.args.origin)
         params.extra_args = guidance_args(self.args.guidance, self.args.guidance_interval, drawn_from)
         prompt = lane.lane.prompt
         return Request(

@@ -180,10 +180,12 @@ def turns_of(lane: Lane) -> Iterator[Turn]:
     yield Turn(tuple(copies), feed, draw, carry, settle=False)
 
 
-def lane_seed(seed: int, lane: Lane) -> int:
+def lane_seed(seed: int, lane: Lane, origin: tuple[int, int] = (0, 0)) -> int:
     """A lane's own random seed, 63 bits, from the request's and the crop's place.
 
-    Equal seeds in every lane would repeat the same noise in every crop.
+    Equal seeds in every lane would repeat the same noise in every crop. origin: (row, column) of the canvas on a larger
+    one that it is a part of, so that parts have the seeds of the whole.
     """
-    digest = hashlib.blake2b(f"{seed}:{lane.row}:{lane.column}".encode(), digest_size=8).digest()
+    row, column = lane.row + origin[0], lane.column + origin[1]
+    digest = hashlib.blake2b(f"{seed}:{row}:{column}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

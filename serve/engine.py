@@ -25,6 +25,7 @@ from panoserve.errors import (
 )
 from panoserve.redirect.layout import plan_of
 from panoserve.serve.drawing import Drawing, Row
+from panoserve.serve.endless import AsyncEndless, Endless, Frontier
 from panoserve.serve.folder import ModelFolder
 from panoserve.serve.prepare import Preparer, Submission
 from panoserve.serve.request import Panorama, PanoramaRequest
@@ -230,6 +231,15 @@ class Engine(_EngineBase):
             if running:
                 self._engine.abort_request(list(running))
 
+    def endless(self, request: PanoramaRequest, advance: Advance = int, **options: Any) -> Endless:
+        """An iterator over the strips of a panorama that goes on for as long as it is asked (endless.py).
+
+        The request has no width (or, growing downwards, no height); with `given`, the panorama goes on from those
+        codes. options: direction, `right` or `down`; crops, how many a segment has (as many as a crop has columns);
+        limit, the pixels after which to stop; start, where the first given column (row) stands.
+        """
+        return Endless(self, Frontier(request, self.config, self._preparer.context, **options), advance)
+
     def _draw(self, submissions: Sequence[Submission], advance: Advance) -> list[Drawing]:
         """Draw all of a batch; the first failure ends it."""
         running: dict[str, Drawing] = {}
@@ -326,6 +336,10 @@ class AsyncEngine(_EngineBase):
         async for _ in self.rows(drawing):
             pass
         return self._panorama(drawing, decode)
+
+    def endless(self, request: PanoramaRequest, **options: Any) -> AsyncEndless:
+        """As Engine.endless, for `async for`."""
+        return AsyncEndless(self, Frontier(request, self.config, self._preparer.context, **options))
 
     async def rows(self, drawing: Drawing, request_id: str | None = None) -> AsyncGenerator[Row]:
         """Submit a prepared request and yield its rows; `request_id` names it in vLLM's log and traces."""

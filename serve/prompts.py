@@ -38,7 +38,7 @@ class PromptAt:
     top: Place = 0
     bottom: Place | None = None
 
-    def holds_at(self, x: float, y: float, width: int, height: int) -> bool:
+    def holds_at(self, x: float, y: float, width: float, height: float) -> bool:
         """Whether the rectangle contains pixel (x, y) of a picture of width x height."""
         left, right = _pixels(self.left, width), _pixels(width if self.right is None else self.right, width)
         top, bottom = _pixels(self.top, height), _pixels(height if self.bottom is None else self.bottom, height)
@@ -49,7 +49,25 @@ class PromptAt:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
 
-def _pixels(place: Place, side: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a canvas stands on a larger picture that is drawn part by part.
+
+    Places of prompts are places on that picture, and crops have the seeds that they would have if it were drawn whole.
+    """
+
+    row: int  # of the canvas's first code
+    column: int
+    width: float  # of the whole picture, in pixels; infinite if it has no end
+    height: float
+
+    @classmethod
+    def alone(cls, canvas: Canvas, grid: Grid) -> Part:
+        """A canvas that is the whole picture."""
+        return cls(0, 0, canvas.columns * grid.downsample, canvas.rows * grid.downsample)
+
+
+def _pixels(place: Place, side: float) -> float:
     return place * side if isinstance(place, float) else place
 
 
@@ -89,12 +107,14 @@ def mixtures(request: PanoramaRequest, canvas: Canvas, grid: Grid, windows: Iter
     Subject 0 is the request's own, subject i + 1 that of prompts[i].
     """
     assert request.prompts is not None
-    width, height = canvas.columns * grid.downsample, canvas.rows * grid.downsample
+    part = request.part or Part.alone(canvas, grid)
+    width, height = part.width, part.height
     blend_x, blend_y = _pixels(request.blend, width), _pixels(request.blend, height)
     steps = [(index + 0.5) / SAMPLES - 0.5 for index in range(SAMPLES)] if request.blend else [0.0]
     found = []
     for row, column in windows:
-        middle_x, middle_y = (start * grid.downsample + grid.crop_pixels / 2 for start in (column, row))
+        starts = (column + part.column, row + part.row)
+        middle_x, middle_y = (start * grid.downsample + grid.crop_pixels / 2 for start in starts)
         counts: Counter[int] = Counter()
         for x in (middle_x + step * blend_x for step in steps):
             x = x % width if request.loop else min(max(x, 0), width - 1)

@@ -14,7 +14,7 @@ from panoserve.configs.wire import UNKNOWN, PanoramaArgs
 from panoserve.errors import InvalidRequestError
 from panoserve.redirect.layout import check_loop, crop_windows
 from panoserve.redirect.plan import CONTEXTS
-from panoserve.serve.prompts import Mixture, Place, PromptAt, check_place, mixtures, parse_prompts
+from panoserve.serve.prompts import Mixture, Part, Place, PromptAt, check_place, mixtures, parse_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,7 @@ class PanoramaRequest:
     blend: Place = 0  # over what width prompts shade into each other: caption features are mixed
     negative_prompt: str | None = None  # what guidance leads away from, in place of "nothing in particular"
     negative_features: torch.Tensor | None = None  # [m, caption_dim]: the same as a text encoder's output
+    part: Part | None = None  # where the canvas stands on a larger picture that is drawn part by part
 
     def resolve(self, config: ModelConfig, context: str = "reuse") -> PanoramaRequest:
         """The same request with every None filled in, checked against the model. Raises InvalidRequestError."""
@@ -169,6 +170,7 @@ class PanoramaRequest:
             loop=self.loop,
             prompts=prompts,
             given=None if self.given is None else self.given.tolist(),
+            origin=(0, 0) if self.part is None else (self.part.row, self.part.column),
         )
 
 

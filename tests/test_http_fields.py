@@ -51,7 +51,7 @@ def test_every_argument_of_the_client_is_known() -> None:
 def test_our_fields_are_those_of_a_request() -> None:
     """Everything that a PanoramaRequest can be told is in reach of a client, but for what is a tensor."""
     reached = set(OUR_FIELDS.values()) | {"prompt", "width", "height"}
-    assert reached == set(PanoramaRequest.__dataclass_fields__) - {"features", "given", "negative_features"}
+    assert reached == set(PanoramaRequest.__dataclass_fields__) - {"features", "given", "negative_features", "part"}
 
 
 def test_defaults() -> None:
