@@ -24,6 +24,21 @@ class Canvas:
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """The part of a canvas that becomes the picture, in codes: all of it, or the middle of a crop larger than it."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    def box(self, downsample: int) -> tuple[int, int, int, int]:
+        """Its (left, top, right, bottom) edges in pixels."""
+        right, bottom = self.left + self.columns, self.top + self.rows
+        return self.left * downsample, self.top * downsample, right * downsample, bottom * downsample
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
     """The square token grid of a model: `side` codes a side, each `downsample` pixels wide and high."""
 
@@ -50,22 +65,28 @@ class Grid:
         return max(1, self.side * 3 // 4)
 
     def canvas_of(self, width: int, height: int) -> Canvas:
-        """The canvas of a picture of width x height pixels.
+        """The canvas that a picture of width x height pixels is drawn on: each way at least one crop.
 
-        Raises InvalidRequestError, naming the nearest size that works, unless both are multiples of `downsample`
-        and at least one crop.
+        Raises InvalidRequestError, naming the nearest size that works, unless both are multiples of `downsample`.
         """
         for name, pixels in (("width", width), ("height", height)):
             if isinstance(pixels, bool) or not isinstance(pixels, int):
                 raise InvalidRequestError(f"{name} must be a whole number of pixels, got {pixels!r}", name)
-            if pixels % self.downsample or pixels < self.crop_pixels:
-                nearest = max(self.crop_pixels, round(pixels / self.downsample) * self.downsample)
+            if pixels % self.downsample or pixels < self.downsample:
+                nearest = max(1, round(pixels / self.downsample)) * self.downsample
                 raise InvalidRequestError(
-                    f"{name} is {pixels} pixels, but this model needs a multiple of {self.downsample} that is at "
-                    f"least {self.crop_pixels} (one crop); the nearest is {nearest}",
+                    f"{name} is {pixels} pixels, but this model needs a multiple of {self.downsample}; the nearest is "
+                    f"{nearest}",
                     name,
                 )
-        return Canvas(rows=height // self.downsample, columns=width // self.downsample)
+        rows, columns = height // self.downsample, width // self.downsample
+        return Canvas(max(rows, self.side), max(columns, self.side))
+
+    def frame_of(self, width: int, height: int) -> Frame:
+        """Which part of its canvas a picture of width x height pixels is: the middle, where a crop is larger."""
+        canvas = self.canvas_of(width, height)
+        rows, columns = height // self.downsample, width // self.downsample
+        return Frame((canvas.rows - rows) // 2, (canvas.columns - columns) // 2, rows, columns)
 
     def check_stride(self, stride: int, name: str = "stride") -> None:
         """Raise InvalidRequestError about request field `name` unless 1 <= stride <= side."""

@@ -219,8 +219,7 @@ def draw_batch(
             report.done += 1
 
     def write(task: Task, panorama: Panorama) -> None:
-        image = engine.decode(panorama.codes, panorama.request.loop)
-        ledger.write_done(task, dataclasses.replace(panorama, image=image))
+        ledger.write_done(task, dataclasses.replace(panorama, image=engine.picture(panorama)))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
         try:

@@ -133,7 +133,7 @@ def _generate(commands: Any) -> None:
         "--size",
         type=size,
         metavar="WxH",
-        help="pixels, each way at least one crop (default: one crop high, six crops wide)",
+        help="pixels, in steps of one code (default: one crop high, six crops wide)",
     )
     parser.add_argument(
         "--loop", action="store_true", help="a view all around: the right edge meets the left one, in the picture too"

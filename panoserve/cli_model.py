@@ -87,7 +87,7 @@ def table(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{values['parameters'] / 1e6:,.1f} million ({shape})"),
         ("codebook", f"{values['codebook']:,} codes"),
         ("token grid", f"{values['grid']} x {values['grid']} codes of {step} x {step} pixels"),
-        ("one crop", f"{crop} x {crop} pixels; a panorama's sides are multiples of {step}, at least {crop}"),
+        ("one crop", f"{crop} x {crop} pixels; a picture's sides are multiples of {step}"),
         ("stride", f"{values['default_stride']} by default, 1 to {values['grid']}"),
         ("sampling", ", ".join(sampling)),
         ("guidance", "possible" if values["unconditional"] else "not possible: no unconditional branch"),

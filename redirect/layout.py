@@ -126,8 +126,7 @@ def check_loop(canvas: Canvas, grid: Grid) -> None:
     """Raise InvalidRequestError if a canvas is too narrow to be closed."""
     if canvas.columns <= grid.side:
         raise InvalidRequestError(
-            f"width is {canvas.columns * grid.downsample} pixels, but a loop must be wider than one crop: at least "
-            f"{grid.crop_pixels + grid.downsample} pixels",
+            f"a loop must be wider than one crop: at least {grid.crop_pixels + grid.downsample} pixels",
             "width",
         )
 

@@ -207,6 +207,12 @@ class Frontier:
     def _pixels_across(self, request: PanoramaRequest) -> int:
         """What the request says, or as much as is given, or one crop."""
         asked: int | None = getattr(request, self.across)
+        if self.tail is None and asked is not None and asked < self.config.grid.crop_pixels:
+            raise InvalidRequestError(
+                f"{self.across} is {asked} pixels, but an endless panorama is at least one crop across "
+                f"({self.config.grid.crop_pixels})",
+                self.across,
+            )
         if self.tail is None:
             return self.config.grid.crop_pixels if asked is None else asked
         pixels = self.tail.shape[1 - self.axis] * self.config.grid.downsample

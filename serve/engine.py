@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -106,6 +107,13 @@ class _EngineBase(ABC):
 
         return to_pil(decode_tiled(self.vq, codes[None], around=loop)[0])
 
+    def picture(self, panorama: Panorama) -> Image:
+        """The picture of what was drawn; one that is smaller than a crop is cut out of the crop's picture."""
+        request = panorama.request
+        if panorama.canvas is None:
+            return self.decode(panorama.codes, request.loop)
+        return self.decode(panorama.canvas).crop(request.frame(self.config).box(self.config.downsample))
+
     def _prepare(self, requests: Sequence[PanoramaRequest], decode: bool) -> list[Submission]:
         """Check everything about `requests` before any is submitted."""
         submissions = self._preparer.prepare(requests)
@@ -145,9 +153,12 @@ class _EngineBase(ABC):
 
     def _panorama(self, drawing: Drawing, decode: bool) -> Panorama:
         assert drawing.stats is not None
-        codes = drawing.codes
-        image = self.decode(codes, drawing.submission.request.loop) if decode else None
-        return Panorama(drawing.submission.request, codes, image, drawing.stats, drawing.submission.truncated)
+        request, drawn = drawing.submission.request, drawing.codes
+        frame = request.frame(self.config)
+        codes = drawn[frame.top : frame.top + frame.rows, frame.left : frame.left + frame.columns]
+        canvas = drawn if codes.shape != drawn.shape else None
+        panorama = Panorama(request, codes, None, drawing.stats, drawing.submission.truncated, canvas)
+        return replace(panorama, image=self.picture(panorama)) if decode else panorama
 
 
 class Engine(_EngineBase):
@@ -321,8 +332,11 @@ class AsyncEngine(_EngineBase):
 
     async def stream(self, request: PanoramaRequest) -> AsyncIterator[Row]:
         """Yield the rows of one panorama, top to bottom, as they complete; leaving the loop aborts the drawing."""
-        async for row in self.rows(self.prepare(request)):
-            yield row
+        drawing = self.prepare(request)
+        frame = drawing.submission.request.frame(self.config)
+        async for row in self.rows(drawing):
+            if 0 <= row.index - frame.top < frame.rows:
+                yield Row(row.index - frame.top, row.codes[frame.left : frame.left + frame.columns])
 
     def prepare(self, request: PanoramaRequest) -> Drawing:
         """Check a request and encode its text, which takes a while: call it in a thread where others wait."""

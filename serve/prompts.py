@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from panoserve.configs.grid import Canvas, Grid
+from panoserve.configs.grid import Grid
 from panoserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -61,11 +61,6 @@ class Part:
     width: float  # of the whole picture, in pixels; infinite if it has no end
     height: float
 
-    @classmethod
-    def alone(cls, canvas: Canvas, grid: Grid) -> Part:
-        """A canvas that is the whole picture."""
-        return cls(0, 0, canvas.columns * grid.downsample, canvas.rows * grid.downsample)
-
 
 def _pixels(place: Place, side: float) -> float:
     return place * side if isinstance(place, float) else place
@@ -101,13 +96,14 @@ def check_place(name: str, place: Any) -> None:
         )
 
 
-def mixtures(request: PanoramaRequest, canvas: Canvas, grid: Grid, windows: Iterable[tuple[int, int]]) -> list[Mixture]:
-    """What each window (row, column) of a resolved request is conditioned on.
+def mixtures(request: PanoramaRequest, grid: Grid, windows: Iterable[tuple[int, int]]) -> list[Mixture]:
+    """What each window (row, column) of a resolved request's canvas is conditioned on.
 
     Subject 0 is the request's own, subject i + 1 that of prompts[i].
     """
-    assert request.prompts is not None
-    part = request.part or Part.alone(canvas, grid)
+    assert request.prompts is not None and request.width is not None and request.height is not None
+    frame = grid.frame_of(request.width, request.height)
+    part = request.part or Part(-frame.top, -frame.left, request.width, request.height)
     width, height = part.width, part.height
     blend_x, blend_y = _pixels(request.blend, width), _pixels(request.blend, height)
     steps = [(index + 0.5) / SAMPLES - 0.5 for index in range(SAMPLES)] if request.blend else [0.0]

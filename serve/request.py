@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from panoserve.configs.grid import Canvas
+from panoserve.configs.grid import Canvas, Frame
 from panoserve.configs.model import ModelConfig
 from panoserve.configs.wire import UNKNOWN, PanoramaArgs
 from panoserve.errors import InvalidRequestError
@@ -100,7 +100,7 @@ class PanoramaRequest:
             check_loop(canvas, config.grid)
         self._check_prompts(config)
         if self.given is not None:
-            check_given(self.given, canvas, config)
+            check_given(self.given, self.frame(config), config)
         check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         if self.guidance is not None and self.guidance > 1 and not config.unconditional:
             raise InvalidRequestError(
@@ -132,9 +132,14 @@ class PanoramaRequest:
                     check_place(f"{name} of a prompt", getattr(prompt, name))
 
     def canvas(self, config: ModelConfig) -> Canvas:
-        """The canvas of a resolved request."""
+        """The canvas of a resolved request: at least one crop, of which a smaller picture is the middle."""
         assert self.width is not None and self.height is not None
         return config.grid.canvas_of(self.width, self.height)
+
+    def frame(self, config: ModelConfig) -> Frame:
+        """Which part of the canvas becomes the picture of a resolved request."""
+        assert self.width is not None and self.height is not None
+        return config.grid.frame_of(self.width, self.height)
 
     def windows(self, config: ModelConfig) -> list[tuple[int, int]]:
         """First (row, column) of every crop of a resolved request, in drawing order."""
@@ -146,7 +151,7 @@ class PanoramaRequest:
         """What the crops of a resolved request are conditioned on, each mixture once, in the order of their use."""
         if not self.prompts:
             return [((0, 1.0),)]
-        return list(dict.fromkeys(mixtures(self, self.canvas(config), config.grid, self.windows(config))))
+        return list(dict.fromkeys(mixtures(self, config.grid, self.windows(config))))
 
     def engine_args(self, config: ModelConfig) -> PanoramaArgs:
         """What the scheduler is told about a resolved request."""
@@ -156,7 +161,7 @@ class PanoramaRequest:
         prompts = None
         if self.prompts:
             number = {mixture: index for index, mixture in enumerate(self.conditions(config))}
-            crops = mixtures(self, canvas, config.grid, self.windows(config))
+            crops = mixtures(self, config.grid, self.windows(config))
             prompts = tuple(number[mixture] for mixture in crops)
         return PanoramaArgs(
             rows=canvas.rows,
@@ -169,9 +174,18 @@ class PanoramaRequest:
             row_stride=self.row_stride,
             loop=self.loop,
             prompts=prompts,
-            given=None if self.given is None else self.given.tolist(),
+            given=self._given_codes(config),
             origin=(0, 0) if self.part is None else (self.part.row, self.part.column),
         )
+
+    def _given_codes(self, config: ModelConfig) -> list[list[int]] | None:
+        """The given codes in their place on the canvas."""
+        if self.given is None:
+            return None
+        canvas, frame = self.canvas(config), self.frame(config)
+        codes = self.given.new_full((canvas.rows, canvas.columns), UNKNOWN)
+        codes[frame.top : frame.top + frame.rows, frame.left : frame.left + frame.columns] = self.given
+        return codes.tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +209,7 @@ class Panorama:
     image: Image | None
     stats: PanoramaStats
     truncated: bool  # the prompt was longer than the text encoder takes
+    canvas: torch.Tensor | None = None  # all that was drawn, if the picture is smaller than a crop
 
 
 def check_subject(request: PanoramaRequest | PromptAt, config: ModelConfig) -> None:
@@ -250,11 +265,11 @@ def given_size(given: Any) -> tuple[int, int]:
     return int(given.shape[0]), int(given.shape[1])
 
 
-def check_given(given: torch.Tensor, canvas: Canvas, config: ModelConfig) -> None:
-    """Given codes must be of the canvas's size and of the model's codebook, and leave something to draw."""
-    if given_size(given) != (canvas.rows, canvas.columns):
+def check_given(given: torch.Tensor, frame: Frame, config: ModelConfig) -> None:
+    """Given codes must be of the picture's size and of the model's codebook, and leave something to draw."""
+    if given_size(given) != (frame.rows, frame.columns):
         raise InvalidRequestError(
-            f"given is {list(given.shape)} codes, but the canvas is [{canvas.rows}, {canvas.columns}]", "given"
+            f"given is {list(given.shape)} codes, but the canvas is [{frame.rows}, {frame.columns}]", "given"
         )
     least, most = int(given.min()), int(given.max())
     if least < UNKNOWN or most >= config.vocab_size:

@@ -49,8 +49,8 @@ class StandIn:
                 )
                 yield index, Panorama(request, noise, None, STATS, truncated=False)
 
-    def decode(self, codes: torch.Tensor, loop: bool = False) -> Image.Image:
-        return Image.fromarray(codes.to(torch.uint8).numpy())
+    def picture(self, panorama: Panorama) -> Image.Image:
+        return Image.fromarray(panorama.codes.to(torch.uint8).numpy())
 
 
 @pytest.fixture

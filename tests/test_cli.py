@@ -218,7 +218,7 @@ BAD = {
     "blank prompt": (["  \n "], "prompt"),
     "width not a multiple": (["hills", "--size", "100x32"], "the nearest is 96"),
     "height not a multiple": (["hills", "--size", "96x33"], "the nearest is 32"),
-    "smaller than a crop": (["hills", "--size", "96x16"], "the nearest is 32"),
+    "smaller than a code": (["hills", "--size", "96x3"], "the nearest is 8"),
     "size that is no size": (["hills", "--size", "wide"], "expected WIDTHxHEIGHT"),
     "stride 0": (["hills", "--stride", "0"], "from 1 to 4"),
     "stride above the grid": (["hills", "--stride", "5"], "from 1 to 4"),
@@ -417,7 +417,7 @@ def test_info(config: Any, run: Run, tmp_path: Path) -> None:
     assert ("num_classes" in answer) == (config is CLASS)
     code, stdout, _ = run("info", "--model", folder)
     assert code == 0
-    assert "one crop    32 x 32 pixels; a panorama's sides are multiples of 8, at least 32\n" in stdout
+    assert "one crop    32 x 32 pixels; a picture's sides are multiples of 8\n" in stdout
     assert "no vq/ in the folder" in stdout
 
 

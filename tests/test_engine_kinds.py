@@ -93,6 +93,22 @@ def test_given_codes_are_kept_and_drawn_around(class_engine: Engine, golden: dic
         assert result.stats.drawn == int((~kept).sum())
 
 
+def test_small_pictures_are_the_middle_of_a_crop(class_engine: Engine, golden: dict[str, Any]) -> None:
+    """Narrower, lower, both, and next to a side of several crops; the whole crop is drawn and can be decoded."""
+    base = {"label": 3, "stride": 3, "guidance": 2.0, "temperature": 0.0}
+    sizes = ((2, 4), (4, 3), (1, 1), (2, 9), (8, 3))  # rows, columns
+    requests = [PanoramaRequest(**base, width=16 * columns, height=16 * rows) for rows, columns in sizes]
+    results = class_engine.generate(requests, decode=False, progress=False)
+    model = golden_model(golden["c2i"])
+    for (rows, columns), request, result in zip(sizes, requests, results, strict=True):
+        whole = draw_greedily(model, request)
+        top, left = (max(rows, 4) - rows) // 2, (max(columns, 4) - columns) // 2
+        assert whole.shape == (max(rows, 4), max(columns, 4))
+        assert result.codes.tolist() == whole[top : top + rows, left : left + columns].tolist()
+        assert result.canvas is not None and torch.equal(result.canvas, whole)
+        assert result.stats.drawn == whole.numel()
+
+
 def test_classes_along_the_way(class_engine: Engine, golden: dict[str, Any]) -> None:
     """Three classes on one canvas, in both contexts."""
     at = [{"label": 5, "left": 0.4}, {"label": 7, "top": 80}]

@@ -115,7 +115,7 @@ def test_who_asks_is_repeated() -> None:
     [
         ({"size": "big"}, "size", ['"big"', "1152x192"]),
         ({"size": f"{CROP + 1}x{CROP}"}, "size", ["multiple of 4", f"nearest is {CROP}"]),
-        ({"size": f"{CROP}x{CROP - 4}"}, "size", [f"{CROP - 4}", "one crop"]),
+        ({"size": f"{CROP}x{CROP - 5}"}, "size", [f"{CROP - 5}", "multiple of 4"]),
         ({"n": 0}, "n", ["0", "from 1 to 10"]),
         ({"n": 1.5}, "n", ["1.5", "whole number"]),
         ({"n": True}, "n", ["true"]),

@@ -95,7 +95,7 @@ def draw(output_format: str, rows: int, **values: object) -> bytes:
     size = (width, TINY_CONFIG.grid.crop_pixels)
     body = {"prompt": "a", "size": size, "output_format": output_format, **values}
     job = image_job(body, TINY_CONFIG, "reuse")
-    studio = Studio(filled_vq(TINY_VQ), 1 << 30, metrics())
+    studio = Studio(TINY_CONFIG, filled_vq(TINY_VQ), 1 << 30, metrics())
     return asyncio.run(studio.picture(canvas()[:rows], job))
 
 
@@ -124,6 +124,19 @@ def test_rows_to_come_are_grey() -> None:
     below = image.crop((0, edge, *image.size))
     assert below.getcolors() == [(below.width * below.height, UNPAINTED)]
     assert len(set(image.crop((0, 0, image.width, edge)).getdata())) > 2
+
+
+def test_a_picture_smaller_than_a_crop_is_cut_out_of_it() -> None:
+    """Also while it is drawn: rows above it count, and what is not drawn yet is grey."""
+    crop, side = TINY_CONFIG.grid.crop_pixels, TINY_CONFIG.grid.side
+    small = {"size": (2 * crop, crop // 2)}
+    image = Image.open(io.BytesIO(draw("png", side, **small)))
+    whole = to_pil(filled_vq(TINY_VQ).decode(canvas()[None])[0])
+    assert image.tobytes() == whole.crop((0, crop // 4, 2 * crop, 3 * crop // 4)).tobytes()
+    begun = Image.open(io.BytesIO(draw("png", side // 2, **small)))
+    below = begun.crop((0, crop // 4, *begun.size))
+    assert begun.size == image.size and below.getcolors() == [(below.width * below.height, UNPAINTED)]
+    assert len(set(begun.crop((0, 0, begun.width, crop // 4)).getdata())) > 2
 
 
 def test_compression_is_the_quality_of_lossy_formats() -> None:

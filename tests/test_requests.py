@@ -11,8 +11,10 @@ import torch
 
 import panoserve
 from panoserve import PanoramaRequest
+from panoserve.configs.grid import Canvas, Frame
 from panoserve.configs.model import ModelConfig, SamplingDefaults
 from panoserve.errors import InvalidRequestError, PanoserveError
+from panoserve.serve.prompts import PromptAt
 
 CLASS = ModelConfig.preset("B", grid_side=24, downsample=16, condition="class", num_classes=1000)
 CAPTION = ModelConfig.preset(
@@ -57,10 +59,32 @@ def test_given_codes_name_the_size() -> None:
     assert (request.width, request.height) == (800, 480)
 
 
+def test_a_small_picture_is_the_middle_of_a_crop() -> None:
+    """Each way that it is smaller; given codes and prompts have their places on the picture."""
+    given = torch.full((4, 31), -1)
+    given[1, 2] = 7
+    request = PanoramaRequest(label=1, given=given, prompts=[PromptAt(label=2, top=0.5)]).resolve(CLASS)
+    assert (request.width, request.height) == (31 * 16, 4 * 16)
+    assert request.canvas(CLASS) == Canvas(24, 31)
+    frame = request.frame(CLASS)
+    assert frame == Frame(10, 0, 4, 31)
+    assert frame.box(16) == (0, 160, 31 * 16, 224)
+    args = request.engine_args(CLASS)
+    assert (args.rows, args.columns, args.prompts) == (24, 31, (0, 0))
+    assert request.conditions(CLASS) == [((1, 1.0),)]  # the crop's centre is the picture's, half way down
+    assert args.given is not None
+    assert [(r, c) for r, row in enumerate(args.given) for c, code in enumerate(row) if code != -1] == [(11, 2)]
+    narrow = PanoramaRequest(label=1, width=9 * 16, height=400).resolve(CLASS)
+    assert (narrow.canvas(CLASS), narrow.frame(CLASS)) == (Canvas(25, 24), Frame(0, 7, 25, 9))
+    whole = PanoramaRequest(label=1).resolve(CLASS)
+    assert whole.frame(CLASS) == Frame(0, 0, 24, 144)
+
+
 BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
     (CLASS, {"label": 1, "width": 1000}, "width", "nearest is 992"),
-    (CLASS, {"label": 1, "width": 368}, "width", "nearest is 384"),
-    (CLASS, {"label": 1, "height": 300}, "height", "nearest is 384"),
+    (CLASS, {"label": 1, "width": 7}, "width", "multiple of 16; the nearest is 16"),
+    (CLASS, {"label": 1, "height": 300}, "height", "nearest is 304"),
+    (CLASS, {"label": 1, "width": 160, "loop": True}, "width", "wider than one crop: at least 400"),
     (CLASS, {"label": 1, "row_stride": 25}, "row_stride", "row_stride is 25.* from 1 to 24"),
     (CLASS, {"label": 1, "width": 384, "loop": True}, "width", "wider than one crop: at least 400"),
     (CLASS, {"label": 1, "given": [[3]]}, "given", "given is list"),
@@ -68,7 +92,7 @@ BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
     (CLASS, {"label": 1, "given": torch.zeros(24, 25, dtype=torch.int64)}, "given", "no code to draw"),
     (CLASS, {"label": 1, "given": torch.full((24, 25), -2)}, "given", "from -2 to -2, expected 0 to 16383"),
     (CLASS, {"label": 1, "given": torch.full((24, 25), 16384)}, "given", "expected 0 to 16383"),
-    (CLASS, {"label": 1, "given": torch.full((24, 23), -1)}, "width", "nearest is 384"),
+    (CLASS, {"label": 1, "width": 384, "given": torch.full((24, 23), -1)}, "given", r"canvas is \[24, 24\]"),
     (
         CLASS,
         {"label": 1, "width": 480, "given": torch.full((24, 25), -1)},

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from panoserve.configs.model import ModelConfig
     from panoserve.vq.model import VQModel
 
 T = TypeVar("T")
@@ -33,7 +34,8 @@ UNPAINTED = (127, 127, 127)  # rows that are not drawn yet
 class Studio:
     """Decodes and encodes pictures in a thread of its own, in the order they come."""
 
-    def __init__(self, vq: VQModel, memory: int, metrics: Metrics) -> None:
+    def __init__(self, model: ModelConfig, vq: VQModel, memory: int, metrics: Metrics) -> None:
+        self._model = model
         self._vq = vq
         self._memory = memory
         self._metrics = metrics
@@ -48,21 +50,23 @@ class Studio:
 
     def _picture(self, codes: torch.Tensor, job: ImageJob) -> bytes:
         begun = time.perf_counter()
-        request = job.requests[0]
+        request, side = job.requests[0], self._vq.config.downsample
         image = to_pil(decode_tiled(self._vq, codes[None], memory=self._memory, around=request.loop)[0])
-        size = request.width, request.height
+        canvas, frame = request.canvas(self._model), request.frame(self._model)
+        size = canvas.columns * side, canvas.rows * side
         if image.size != size:
             image = painted(image, size)
+        image = image.crop(frame.box(side))
         content = encoded(image, job.output_format, job.output_compression)
         self._metrics.decode_seconds.observe(time.perf_counter() - begun)
         return content
 
 
-def painted(top: Image, size: tuple[int | None, int | None]) -> Image:
+def painted(top: Image, size: tuple[int, int]) -> Image:
     """A picture of `size` whose upper part is `top` and whose rest is unpainted."""
     from PIL import Image
 
-    whole = Image.new("RGB", (size[0] or top.width, size[1] or top.height), UNPAINTED)
+    whole = Image.new("RGB", size, UNPAINTED)
     whole.paste(top, (0, 0))
     return whole
 

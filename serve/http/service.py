@@ -53,7 +53,7 @@ class ImageService:
         self.metrics = metrics()
         self.backlog = Backlog(settings.max_queue_codes)
         self.store = PictureStore(max_bytes=int(settings.url_mib * MIB), seconds=settings.url_minutes * 60)
-        self.studio = Studio(self.engine.vq, int(settings.decode_memory_gib * GIB), self.metrics)
+        self.studio = Studio(self.engine.config, self.engine.vq, int(settings.decode_memory_gib * GIB), self.metrics)
         # Encoding a prompt is one short forward pass; a thread of its own keeps it from waiting for a decode.
         self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panoserve-prepare")
         if folder.has_text_encoder:

@@ -349,7 +349,7 @@ async function loadOptions() {
   const [width, height] = options.size.default.split("x");
   $("model").textContent = options.model;
   for (const [id, value] of [["width", width], ["height", height]]) {
-    Object.assign($(id), { min: options.size.crop, step: options.size.step, value });
+    Object.assign($(id), { min: options.size.step, step: options.size.step, value });
   }
   const defaults = options.defaults;
   $("guidance").placeholder = options.guidance.available ? defaults.guidance : "not with this model";

@@ -1,0 +1,73 @@
+"""Pictures smaller than a crop, around the engine: pixels are cut out of the decoded crop, rows out of its rows."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tiny_folder import TINY_CONFIG
+from vq_weights import TINY_VQ, filled_vq
+
+from panoserve import Panorama, PanoramaRequest
+from panoserve.serve.drawing import Row
+from panoserve.serve.engine import AsyncEngine
+from panoserve.serve.request import PanoramaStats
+from panoserve.vq.images import to_pil
+
+SIDE, SCALE = TINY_CONFIG.grid_side, TINY_CONFIG.downsample
+STATS = PanoramaStats(steps=1, drawn=1, forward_tokens=1, copied_slots=0, lanes=1, seconds=1.0)
+
+
+def engine_of_nothing() -> Any:
+    """An engine with a model folder and a tokenizer, and nothing that draws."""
+    engine = AsyncEngine.__new__(AsyncEngine)
+    engine.folder = SimpleNamespace(config=TINY_CONFIG)  # type: ignore[assignment]
+    engine.__dict__["vq"] = filled_vq(TINY_VQ)
+    return engine
+
+
+def request_of(rows: int, columns: int) -> PanoramaRequest:
+    return PanoramaRequest(prompt="a sea", width=columns * SCALE, height=rows * SCALE).resolve(TINY_CONFIG)
+
+
+def canvas_of(request: PanoramaRequest) -> torch.Tensor:
+    canvas = request.canvas(TINY_CONFIG)
+    return torch.arange(canvas.codes).view(canvas.rows, canvas.columns) % TINY_VQ.codebook_size
+
+
+def test_pixels_are_cut_out_of_the_decoded_crop() -> None:
+    engine, request = engine_of_nothing(), request_of(3, SIDE + 5)
+    canvas, top = canvas_of(request), (SIDE - 3) // 2
+    drawing = SimpleNamespace(
+        codes=canvas, stats=STATS, submission=SimpleNamespace(request=request, truncated=False)
+    )  # fmt: skip
+    panorama: Panorama = engine._panorama(drawing, decode=True)
+    assert torch.equal(panorama.codes, canvas[top : top + 3])
+    whole = to_pil(filled_vq(TINY_VQ).decode(canvas[None])[0])
+    assert panorama.image is not None
+    expected = whole.crop((0, top * SCALE, whole.width, (top + 3) * SCALE))
+    assert panorama.image.tobytes() == expected.tobytes()
+    drawing.submission.request = request_of(SIDE, SIDE + 5)
+    panorama = engine._panorama(drawing, decode=True)
+    assert panorama.canvas is None and panorama.image is not None
+    assert panorama.image.tobytes() == whole.tobytes()
+
+
+def test_rows_are_those_of_the_picture() -> None:
+    engine, request = engine_of_nothing(), request_of(3, 2)
+    canvas, top, left = canvas_of(request), (SIDE - 3) // 2, (SIDE - 2) // 2
+    drawing = SimpleNamespace(submission=SimpleNamespace(request=request))
+
+    async def rows(_: Any) -> Any:
+        for index, codes in enumerate(canvas):
+            yield Row(index, codes)
+
+    async def streamed() -> list[Row]:
+        return [row async for row in engine.stream(request)]
+
+    engine.prepare, engine.rows = lambda _: drawing, rows
+    got = asyncio.run(streamed())
+    assert [row.index for row in got] == [0, 1, 2]
+    assert torch.equal(torch.stack([row.codes for row in got]), canvas[top : top + 3, left : left + 2])
