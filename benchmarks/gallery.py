@@ -1,0 +1,139 @@
+"""Draw a picture of every kind with the embedded model, and say how visible the borders of its crops are.
+
+    python -m panoserve.benchmarks.gallery -o docs/gallery [--pictures 8]
+
+Of each kind several pictures are drawn, of different prompts and seeds; the first is kept, and the seam ratio
+(seams.py) is that of all together. README.md in the folder shows both. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from panoserve.benchmarks.machine import describe
+from panoserve.benchmarks.seams import Steps, seam_steps
+from panoserve.cli_files import write_atomically
+from panoserve.cli_model import open_folder
+from panoserve.configs.grid import Grid
+from panoserve.redirect.layout import plan_of
+from panoserve.serve.request import PanoramaRequest
+
+PROMPTS = (
+    "a red sunset over the sea",
+    "a snowy mountain range at noon",
+    "green hills under a blue sky",
+    "a lake among forests at dawn",
+    "a desert under a clear sky",
+    "a forest in autumn on a cloudy day",
+    "the sea at night under the stars",
+    "misty mountains at sunrise",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of panorama: its fields of PanoramaRequest, lengths in crops."""
+
+    name: str
+    caption: str
+    width: float
+    height: float
+    fields: dict[str, Any]
+
+    def request(self, grid: Grid, number: int) -> PanoramaRequest:
+        def pixels(crops: float) -> int:
+            return round(crops * grid.side) * grid.downsample
+
+        request = PanoramaRequest(
+            prompt=PROMPTS[number % len(PROMPTS)],
+            width=pixels(self.width),
+            height=pixels(self.height),
+            stride=grid.side // 3,
+            seed=number,
+        )
+        return replace(request, **self.fields)
+
+
+KINDS = (
+    Kind("horizontal", "Six crops wide", 6, 1, {}),
+    Kind("wide-stride", "The same with a stride of three quarters of a crop", 6, 1, {"stride": 18}),
+    Kind("loop", "A loop: the right edge continues at the left one", 6, 1, {"loop": True}),
+    Kind("vertical", "Two crops tall", 1, 2, {}),
+    Kind("both", "Larger than a crop both ways", 4, 1.5, {}),
+    Kind(
+        "prompts",
+        "Prompts along the panorama: noon, sunset, night",
+        6,
+        1,
+        {
+            "prompt": "the sea at noon",
+            "prompts": [{"prompt": "the sea at sunset", "left": 0.35}, {"prompt": "the sea at night", "left": 0.7}],
+            "blend": 0.2,
+        },
+    ),
+)
+
+
+def draw_gallery(pictures: int) -> tuple[dict[str, Any], dict[str, Steps]]:
+    """The first picture (PIL) of each kind, and the steps of all of its pictures."""
+    from panoserve import Engine
+
+    first: dict[str, Any] = {}
+    steps: dict[str, Steps] = {}
+    with Engine(open_folder(None).path, dtype="bfloat16") as engine:
+        grid = engine.config.grid
+        requests = [(kind, kind.request(grid, number)) for kind in KINDS for number in range(pictures)]
+        for (kind, _), panorama in zip(requests, engine.generate([r for _, r in requests]), strict=True):
+            first.setdefault(kind.name, panorama.image)
+            plan = plan_of(panorama.request.engine_args(engine.config), grid)
+            seen = seam_steps(np.asarray(panorama.image), plan, panorama.request.loop)
+            steps[kind.name] = steps.get(kind.name, Steps()) + seen
+    return first, steps
+
+
+def page(steps: dict[str, Steps], pictures: int) -> str:
+    """The folder's README."""
+    machine = describe()
+    lines = [
+        "# Gallery",
+        "",
+        "Pictures of the embedded model, one of each kind; written by `python -m panoserve.benchmarks.gallery`. The",
+        "*seam ratio* is the mean absolute difference of neighbouring pixels across borders between crops, divided by",
+        f"the same everywhere else in the pictures (1 is invisible), over {pictures} pictures of different prompts and",
+        f"seeds. bfloat16; commit {machine['commit']}.",
+        "",
+        "| kind | seam ratio |",
+        "| --- | --- |",
+        *(f"| {kind.name} | {steps[kind.name].ratio:.2f} |" for kind in KINDS),
+    ]
+    for kind in KINDS:
+        lines += ["", f"## {kind.caption}", "", f"![{kind.caption}]({kind.name}.jpg)"]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m panoserve.benchmarks.gallery", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--pictures", type=int, default=8, help="of each kind, for the seam ratio")
+    arguments = parser.parse_args(argv)
+    images, steps = draw_gallery(arguments.pictures)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        write_atomically(arguments.output / f"{name}.jpg", partial(image.save, format="JPEG", quality=90))
+    text = page(steps, arguments.pictures)
+    write_atomically(arguments.output / "README.md", lambda file: file.write(text.encode()))
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
