@@ -277,11 +277,20 @@ def _replay(commands: Any) -> None:
         "draw a picture again from what it says about itself",
         "Same model, context, dtype and software give the same codes; a difference that is known is said aloud.",
     )
-    parser.add_argument("picture", type=Path, help="a PNG written by panoserve generate")
+    parser.add_argument("picture", type=Path, help="a PNG written by panoserve generate or extend")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PNG", help="where to write it (default: PICTURE with -again before .png)"
     )
     _add_engine_options(parser, replay=True)
+
+
+def _extend(commands: Any) -> None:
+    from panoserve import cli_extend
+
+    parser = _command(commands, "extend", cli_extend.extend, cli_extend.ABOUT, cli_extend.DETAIL)
+    cli_extend.add_arguments(parser)
+    _add_sampling(parser)
+    _add_engine_options(parser, replay=False)
 
 
 def _plan(commands: Any) -> None:
@@ -373,7 +382,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_generate, _endless, _batch, _replay, _plan, _serve, _info, _convert, _doctor):
+    for add in (_generate, _extend, _endless, _batch, _replay, _plan, _serve, _info, _convert, _doctor):
         add(commands)
     return parser
 

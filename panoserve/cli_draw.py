@@ -77,7 +77,7 @@ def generate(arguments: argparse.Namespace) -> int:
     }
     return _run(
         Job(
-            request=_request(values, arguments.features),
+            request=request_of(values, arguments.features),
             features=arguments.features,
             folder=folder,
             context=arguments.context,
@@ -98,10 +98,14 @@ def replay(arguments: argparse.Namespace) -> int:
     features = Path(record.features) if record.features is not None else None
     if features is not None and features.is_file() and fingerprint_files([features]) != record.features_fingerprint:
         raise InvalidRequestError(f"features file {features} is not the one that {arguments.picture} was drawn from")
+    if record.extends:
+        from panoserve import cli_extend
+
+        return cli_extend.replay(arguments, record, folder, features)
     values = {name: getattr(record, name) for name in ("prompt", "label", "prompts", "width", "height", *SAMPLING)}
     return _run(
         Job(
-            request=_request(values, features),
+            request=request_of(values, features),
             features=features,
             folder=folder,
             context=arguments.context or record.context,
@@ -143,7 +147,7 @@ def prompts_of(arguments: argparse.Namespace, folder: ModelFolder) -> Any:
     return entries or None
 
 
-def _request(values: dict[str, Any], features: Path | None) -> PanoramaRequest:
+def request_of(values: dict[str, Any], features: Path | None) -> PanoramaRequest:
     from panoserve import PanoramaRequest
 
     return PanoramaRequest(**values, features=None if features is None else load_features(features))

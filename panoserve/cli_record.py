@@ -48,6 +48,15 @@ class DrawRecord:
     prompts: list[dict[str, Any]] | None = None  # fields of PromptAt, places in pixels or shares
     blend: float = 0  # whole pixels, or a share of the picture
     negative_prompt: str | None = None
+    left: int = 0  # pixels drawn on this side of a picture (panoserve extend), whose own pixels are in the middle
+    right: int = 0
+    up: int = 0
+    down: int = 0
+
+    @property
+    def extends(self) -> bool:
+        """Whether this is a picture that was drawn around."""
+        return any((self.left, self.right, self.up, self.down))
 
     def to_chunks(self) -> dict[str, str]:
         """The text chunks of the picture; None is left out."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from vq_weights import TINY_VQ, filled_vq
 
 from panoserve.configs.model import ModelConfig
+from panoserve.vq.model import VQModel
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -52,6 +56,13 @@ class FakeEngine:
         FakeEngine.started.append({"model_dir": model_dir, "requests": [], **settings})
         os.write(1, b"noise that a C++ library prints on file descriptor 1\n")
         print("noise that a Python library prints on sys.stdout")
+
+    @cached_property
+    def vq(self) -> VQModel:
+        """A real tokenizer of the model's kind, with random weights."""
+        config = replace(TINY_VQ, channel_multipliers=(1, 1, 1, 1), codebook_size=self.config.vocab_size)
+        assert config.downsample == self.config.grid.downsample
+        return filled_vq(config)
 
     def __enter__(self) -> FakeEngine:
         return self
