@@ -7,10 +7,11 @@ A model draws in raster order, so it continues what is above and to the left. He
     up            sees nothing of the picture below it: it is given rows in the colours of the picture's upper edge,
                   above what was asked for, which what is drawn leads down from (UP_HINT_ROWS)
 
-Up and down are drawn first, then both sides of the result. Each side is a canvas of its own, whose codes meet the
-picture's edge exactly whatever the picture's size, with as much of the picture as its first crop has room for. The
-colours that differ across the edge, because the tokenizer loses some and because the model draws others, are brought
-together on the drawn side (docs/log.md has the figures behind the constants).
+The sides are drawn first, at the height of the picture, which is where a model finds its way best; then what is above
+and below all of that. Each side is a canvas of its own, whose codes meet the picture's edge exactly whatever the
+picture's size, with as much of the picture as its first crop has room for. The colours that differ across the edge,
+because the tokenizer loses some and because the model draws others, are brought together on the drawn side (docs/log.md
+has the figures behind the constants).
 
 Everything below happens in a *frame*: an array whose axis 0 runs from the picture outwards, across the edge.
 """
@@ -97,7 +98,7 @@ def check_extension(
     width, height = size[0] + sides.left + sides.right, size[1] + sides.up + sides.down
     if min(width, height) < crop:
         raise InvalidRequestError(
-            f"the extended picture would be {width}x{height} pixels, but this model draws at least {crop}x{crop}; "
+            f"the extended picture would be {width}x{height} pixels, but must be at least one crop, {crop}x{crop}; "
             "extend it further, or enlarge the picture first"
         )
     resolved = replace(request, width=crop, height=crop).resolve(config, context)
@@ -122,7 +123,7 @@ def extend_picture(
 
     pixels: Pixels = np.array(picture.convert("RGB"))
     drawings: dict[str, Panorama] = {}
-    for axis, (before, after) in enumerate((("up", "down"), ("left", "right"))):
+    for axis, before, after in ((1, "left", "right"), (0, "up", "down")):
         wanted = [side for side in (before, after) if getattr(sides, side)]
         strips = {side: Strip(side, pixels, getattr(sides, side), config.grid, resolved, encode) for side in wanted}
         if not strips:

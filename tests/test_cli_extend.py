@@ -135,7 +135,7 @@ BAD = {
     "no side": (["good.png"], "left, right, up and down are all 0"),
     "a negative side": (["good.png", "--left", "-1"], "left is -1"),
     "too far up": (["good.png", "--up", "33"], "at most one crop (32)"),
-    "too flat": (["flat.png", "--right", "8"], "48x20 pixels, but this model draws at least 32x32"),
+    "too flat": (["flat.png", "--right", "8"], "48x20 pixels, but must be at least one crop, 32x32"),
     "nothing to say": (["good.png", "--right", "8", "--prompt", ""], "expected some text"),
     "scaled to nothing": (["good.png", "--right", "8", "--fit", "0"], "--fit is 0"),
     "no file": (["none.png", "--right", "8"], "none.png does not exist"),

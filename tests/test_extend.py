@@ -105,7 +105,7 @@ BAD: list[tuple[tuple[int, int], dict[str, int], dict[str, Any], str]] = [
     ((64, 64), {"left": -8}, {}, "left is -8"),
     ((64, 64), {"right": 2**21}, {}, "right is 2097152"),
     ((64, 64), {"up": CROP + 1}, {}, "up is 33 pixels, but at most one crop \\(32\\)"),
-    ((64, 16), {"right": 64}, {}, "128x16 pixels, but this model draws at least 32x32"),
+    ((64, 16), {"right": 64}, {}, "128x16 pixels, but must be at least one crop, 32x32"),
     ((64, 7), {"right": 8, "down": 64}, {}, "the picture is 64x7 pixels, but must be at least 8x8"),
     ((64, 64), {"right": 8}, {"width": 640}, "width cannot be set"),
     ((64, 64), {"right": 8}, {"prompts": [{"label": 2}]}, "prompts cannot be set"),
@@ -124,14 +124,14 @@ def test_what_is_wrong_is_named(
 
 
 def test_all_sides_of_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that are no whole codes; the picture stays as it is; what is above and below comes first."""
+    """Sizes that are no whole codes; the picture stays as it is; the sides come first, at its height."""
     monkeypatch.setattr(FakeEngine, "started", [])
     engine: Any = FakeEngine(write_folder(tmp_path / "model", CLASS), context="reuse")
     picture = Image.fromarray(noise(61, 45))
     made = extend_picture(engine, picture, Sides(left=3, right=50, up=9, down=21), PanoramaRequest(label=1, seed=5))
     assert made.image.size == (3 + 61 + 50, 9 + 45 + 21) == (made.request.width, made.request.height)
     assert np.array_equal(np.array(made.image)[9:54, 3:64], np.array(picture))
-    assert list(made.drawings) == ["up", "down", "left", "right"]
+    assert list(made.drawings) == ["left", "right", "up", "down"]
     heights = [request.height for request in FakeEngine.started[0]["requests"]]
-    assert heights == [40, 32, 80, 80]
+    assert heights == [48, 48, 40, 32]
     assert made.request.seed == 5 and not made.truncated
