@@ -7,6 +7,7 @@ waits, and the next turn is fed to it through `add_request`. All policy is elsew
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -26,6 +27,7 @@ from panoserve.redirect.panorama import LANE_MARK, PanoramaState, lane_id
 from panoserve.redirect.progress import LaneProgress
 
 Outputs = dict[int, EngineCoreOutputs]
+logger = logging.getLogger(__name__)
 
 
 class RedirectMixin(Scheduler):
@@ -49,6 +51,7 @@ class RedirectMixin(Scheduler):
             )
         self._panoramas: dict[str, PanoramaState] = {}  # under way, oldest first
         self._queue: deque[PanoramaState] = deque()  # not begun: their KV does not fit yet
+        self._preempted: set[str] = set()  # lanes that lost their KV in this step
         if isinstance(self.connector, ShiftConnector):
             self.connector.bind_blocks(self.kv_cache_manager.get_block_ids)
 
@@ -88,8 +91,15 @@ class RedirectMixin(Scheduler):
                 }
         for panorama_id in drew & self._panoramas.keys():
             self._deliver(self._panoramas[panorama_id], outputs)
+        self._give_up_preempted(outputs)
         self._advance()
         return outputs
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Admission keeps vLLM from needing this, but it may be told to (reset_prefix_cache)."""
+        super()._preempt_request(request, *args, **kwargs)
+        if LANE_MARK in request.request_id:
+            self._preempted.add(request.request_id)
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         """vLLM's contract, with panoramas: one of them ends with all its lanes, by its own id or by any lane's."""
@@ -147,6 +157,19 @@ class RedirectMixin(Scheduler):
             self._end(panorama)
             if self.finished_req_ids_dict is not None:
                 self.finished_req_ids_dict[client].add(panorama.id)
+
+    def _give_up_preempted(self, outputs: Outputs) -> None:
+        """End panoramas with a lane that lost its KV: vLLM would compute it again, and get something else if copied."""
+        if not self._preempted:
+            return
+        lanes, self._preempted = self._preempted, set()
+        for request in self.finish_requests(lanes, RequestStatus.FINISHED_ERROR):
+            logger.error("vLLM preempted a lane of %s, whose cache cannot be made again", request.request_id)
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
+                EngineCoreOutput(request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason())
+            )
+            if self.finished_req_ids_dict is not None:
+                self.finished_req_ids_dict[request.client_index].add(request.request_id)
 
     def _advance(self) -> None:
         """Give back what is no longer needed, let in what fits, start every turn that can start; oldest first."""

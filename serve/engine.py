@@ -275,9 +275,19 @@ class Engine(_EngineBase):
         return request_id
 
     def _step(self, running: Mapping[str, Drawing], advance: Advance) -> list[tuple[str, PanoramaFailedError | None]]:
-        """One engine step; the requests that it finished, with what went wrong."""
-        outputs = self._engine.step()
+        """One engine step; the requests that it finished, with what went wrong.
+
+        If the step itself fails, so does everything that is under way, and the engine is ready for more.
+        """
         self.steps += 1
+        try:
+            outputs = self._engine.step()
+        except Exception as error:  # anything that a model, a kernel or vLLM can raise
+            self._engine.abort_request(list(running))
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failure = PanoramaFailedError(f"an engine step failed ({type(error).__name__}: {reason}); draw it again")
+            failure.__cause__ = error
+            return [(request_id, failure) for request_id in running]
         finished: list[tuple[str, PanoramaFailedError | None]] = []
         for output in outputs:
             drawing = running[output.request_id]

@@ -10,7 +10,8 @@ import torch
 from golden_models import golden_model
 from reference_drawer import draw_greedily
 
-from panoserve import Engine, PanoramaRequest
+from panoserve import Engine, Panorama, PanoramaRequest
+from panoserve.errors import PanoramaFailedError, PanoserveError
 
 pytestmark = pytest.mark.engine
 
@@ -66,5 +67,68 @@ def test_mixed_panoramas_with_aborts_in_a_small_cache(
         assert free - pool.get_num_free_blocks() <= LANES
     assert (finished, aborted) == (PANORAMAS - ABORTS, ABORTS)
     class_engine._engine.step()
+    assert_clean(scheduler, free)
+
+
+def assert_clean(scheduler: Any, free: int) -> None:
     assert not scheduler.requests and not scheduler._panoramas and not scheduler._admission.holdings
-    assert pool.get_num_free_blocks() == free
+    assert not scheduler._queue and not scheduler._preempted
+    assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == free
+
+
+def test_a_failed_step_takes_only_what_was_under_way(
+    class_engine: Engine, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth step of many raises inside the model; what came later is drawn as if nothing had been."""
+    core = class_engine._engine.engine_core.engine_core
+    free = core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    model, kept = golden_model(golden["c2i"]), kinds(golden["c2i"]["cfg"]["vocab"])
+    expected = [draw_greedily(model, request) for request in kept]
+    requests = kept * 3
+    runner = core.model_executor.driver_worker.worker.model_runner
+    forward, steps = runner.model.forward, iter(range(10**6))
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(steps) == 5:
+            raise RuntimeError("out of\n memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(runner.model, "forward", failing)
+    results: dict[int, Panorama | PanoserveError] = dict(class_engine.draw(requests))
+    failed = {index: result for index, result in results.items() if not isinstance(result, Panorama)}
+    assert sorted(results) == list(range(len(requests)))
+    assert 0 < len(failed) < len(requests) / 2
+    assert {str(error) for error in failed.values()} == {
+        "an engine step failed (RuntimeError: out of memory); draw it again"
+    }
+    for index, result in results.items():
+        if isinstance(result, Panorama):
+            assert torch.equal(result.codes, expected[index % len(kept)])
+    class_engine._engine.step()
+    assert_clean(core.scheduler, free)
+
+
+def test_a_preempted_lane_takes_its_panorama_with_it(class_engine: Engine, golden: dict[str, Any]) -> None:
+    """vLLM would compute the lane's keys and values again, which is not what it copied; the others do not notice."""
+    scheduler = class_engine._engine.engine_core.engine_core.scheduler
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    base: dict[str, Any] = {"label": 3, "stride": 3, "guidance": 2.0, "temperature": 0.0, "height": 64}
+    requests = [PanoramaRequest(**base, width=width) for width in (160, 208)]
+    running: dict[str, Any] = {}
+    victim, other = (class_engine._submit(s, running) for s in class_engine._prepare(requests, decode=False))
+    for _ in range(4):
+        assert class_engine._step(running, int) == []
+    lane = next(request for request in scheduler.running if request.request_id.startswith(victim))
+    scheduler.running.remove(lane)
+    scheduler._preempt_request(lane, 0.0)
+    failures: dict[str, PanoramaFailedError | None] = {}
+    drawings = dict(running)
+    while running:
+        for request_id, failure in class_engine._step(running, int):
+            failures[request_id] = failure
+            del running[request_id]
+    assert failures[other] is None
+    assert torch.equal(drawings[other].codes, draw_greedily(golden_model(golden["c2i"]), requests[1]))
+    assert "stopped drawing after" in str(failures[victim]) and "(error)" in str(failures[victim])
+    class_engine._engine.step()
+    assert_clean(scheduler, free)

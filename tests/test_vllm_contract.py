@@ -35,6 +35,7 @@ def test_scheduler_methods_we_override() -> None:
         assert parameters(scheduler.schedule) == ["throttle_prefills"]
         assert parameters(scheduler.update_from_output) == ["scheduler_output", "model_runner_output"]
         assert parameters(scheduler.finish_requests) == ["request_ids", "finished_status"]
+        assert parameters(scheduler._preempt_request)[0] == "request"
 
 
 def test_sessions_behave_as_lanes_need() -> None:
