@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ABOUT = "draw a panorama that grows until it is stopped"
 DETAIL = (
     "Tiles, a preview of them all and endless.json are written as they are drawn; Ctrl-C leaves them usable, and "
-    "--resume goes on from there, to the same picture that would have come of it without a stop."
+    "--resume goes on from there."
 )
 INTERRUPTED = 130
 SUBJECT = ("prompt", "label", "features", "at", "prompts", "width", "height", "down", "crops")
