@@ -18,7 +18,7 @@ BIN := .venv/bin
 PROMPT := a red sunset over the sea
 SEED := 5
 
-.PHONY: help setup panorama test check doctor docs clean
+.PHONY: help setup panorama test check doctor docs page clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,13 +40,16 @@ check: setup  ## lint and type-check
 	@$(BIN)/python -W ignore setup.py --quiet build --build-base build/typecheck-tmp --build-lib build/typecheck
 	@MYPYPATH=build/typecheck $(BIN)/python -m mypy -p panoserve \
 	    | sed -e 's#^build/typecheck/panoserve/\([a-z_]*\.py\)#panoserve/\1#' -e 's#^build/typecheck/panoserve/##'
-	@MYPYPATH=build/typecheck $(BIN)/python -m mypy requirements/install.py docs/generate.py
+	@MYPYPATH=build/typecheck $(BIN)/python -m mypy requirements/install.py requirements/page.py docs/generate.py
 
 doctor: setup  ## say what is installed and what is wrong
 	@$(BIN)/python -m panoserve.cli doctor
 
 docs: setup  ## write the parts of docs/ that repeat what the code says
 	@$(BIN)/python docs/generate.py
+
+page: setup  ## copy the page's library from npm into the package, after a change of requirements/page
+	@$(BIN)/python requirements/page.py
 
 clean:  ## remove .venv and everything built
 	rm -rf .venv build out .mypy_cache .ruff_cache .pytest_cache .hypothesis panoserve.egg-info

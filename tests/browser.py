@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ from typing import Any
 
 import httpx
 from http_server import free_port
+from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--mute-audio")
+FLAGS += ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # WebGL without a graphics card
 
 
 class Page:
@@ -30,14 +33,18 @@ class Page:
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         """One DevTools command and its result."""
         self._last_id += 1
-        self._socket.send(json.dumps({"id": self._last_id, "method": method, "params": parameters}))
+        self._socket.send(json.dumps({"id": self._last_id, "method": method, "params": arguments}))
         while True:
             message = json.loads(self._socket.recv(timeout=120))
-            if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                self.errors.append(json.dumps(message["params"]))
+            parameters = message.get("params", {})
+            if (
+                message.get("method") == "Runtime.exceptionThrown"
+                or parameters.get("entry", {}).get("level") == "error"
+            ):
+                self.errors.append(json.dumps(parameters))
             if message.get("id") == self._last_id:
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
@@ -91,9 +98,16 @@ class Page:
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)
 
-    def screenshot(self, path: Path) -> None:
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def box(self, selector: str) -> tuple[float, float, float, float]:
+        """Left, top, width and height of an element on the screen, in pixels."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        x, y, width, height = self.run(f"(r => [r.x, r.y, r.width, r.height])({element}.getBoundingClientRect())")
+        return x, y, width, height
+
+    def screenshot(self) -> Image.Image:
+        """What the window shows now."""
+        shot = self.call("Page.captureScreenshot", format="png")
+        return Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ pytestmark = [
 
 CROP = TINY_CONFIG.grid.crop_pixels
 PICTURE = "document.getElementById('picture')"
+VIEW = "import('/page/flat.js').then(m => [m.view.scale, m.view.x])"
 FINISHED = "document.getElementById('draw').disabled === false"
 
 
@@ -91,21 +93,98 @@ def test_the_viewer_zooms_and_moves(page: Page, server: Server) -> None:
     page.open(server.url)
     draw(page, "a sea", width=6 * CROP, height=CROP, seed=1)
     page.wait("document.querySelector('#history li')")
-    fitted = page.run("[view.scale, view.x]")
+    fitted = page.run(VIEW)
     page.run("document.getElementById('viewer').focus()")
     for _ in range(3):
         page.key("+")
-    assert page.run("view.scale") == pytest.approx(fitted[0] * 1.25**3)
-    before = page.run("view.x")
+    zoomed, before = page.run(VIEW)
+    assert zoomed == pytest.approx(fitted[0] * 1.25**3)
     page.key("ArrowRight")
-    assert page.run("view.x") == pytest.approx(before - 80)
-    x, y, width, height = page.run(
-        "(r => [r.x, r.y, r.width, r.height])(document.getElementById('viewer').getBoundingClientRect())"
-    )
+    assert page.run(VIEW)[1] == pytest.approx(before - 80)
+    x, y, width, height = page.box("#viewer")
     page.drag((x + width / 2, y + height / 2), (x + width / 2 + 50, y + height / 2))
-    assert page.run("view.x") == pytest.approx(before - 30)
+    assert page.run(VIEW)[1] == pytest.approx(before - 30)
     page.key("0")
-    assert page.run("[view.scale, view.x]") == pytest.approx(fitted)
+    assert page.run(VIEW) == pytest.approx(fitted)
+    assert page.run("document.getElementById('all-around').hidden"), "there is no view all around in what is no loop"
+
+
+OPEN_AROUND = """
+(async () => {
+  const picture = document.createElement('canvas');
+  [picture.width, picture.height] = [1024, 256];
+  const paint = picture.getContext('2d'), pixels = paint.createImageData(1024, 256);
+  for (let i = 0; i < 1024 * 256; i += 1) pixels.data.set([(i % 1024) / 4, Math.floor(i / 1024), 128, 255], 4 * i);
+  paint.putImageData(pixels, 0, 0);
+  document.getElementById('viewer').hidden = !(document.getElementById('around').hidden = false);
+  window.opened = await (await import('/page/around.js')).openAround(document.getElementById('around'), picture);
+  return opened.view.getHfov();
+})()
+"""
+
+
+def test_the_view_all_around_is_that_of_a_cylinder(page: Page, server: Server) -> None:
+    """A picture whose colours say where they are, seen from the axis of the cylinder that it is."""
+    page.open(server.url)
+    across = math.radians(page.run(OPEN_AROUND))
+    x, y, width, height = page.box("#around")
+    focal = width / 2 / math.tan(across / 2)
+    radius = 1024 / (2 * math.pi)
+    seen = page.screenshot()
+    for right in (-0.45, -0.2, 0.0, 0.3, 0.48):
+        for down in (-0.48, -0.25, 0.0, 0.4):
+            turn = math.atan(right * width / focal)
+            below = down * height / focal * math.cos(turn)  # tangent of the angle below the horizon
+            expected = ((512 + radius * turn) / 4, 128 + radius * below)
+            pixel = seen.getpixel((round(x + (0.5 + right) * width), round(y + (0.5 + down) * height)))
+            assert pixel[:2] == pytest.approx(expected, abs=3), (right, down)
+    page.run("opened.close()")
+
+
+def test_a_loop_is_looked_at_from_inside(page: Page, server: Server) -> None:
+    page.open(server.url)
+    page.run("document.getElementById('loop').checked = true")
+    draw(page, "a sea", width=4 * CROP, height=CROP, seed=1)
+    page.wait("document.querySelector('#history li')")
+    look = "import('/page/viewer.js').then(m => [m.around.view.getYaw(), m.around.view.getHfov()])"
+    pressed = "document.getElementById('all-around').getAttribute('aria-pressed') === 'true'"
+    page.click("#all-around")
+    page.wait(pressed)
+    assert page.run("[document.getElementById('viewer').hidden, document.getElementById('around').hidden]") == [
+        True,
+        False,
+    ]
+    yaw, across = page.run(look)
+    x, y, width, height = page.box("#around")
+    page.drag((x + width / 2, y + height / 2), (x + width / 2 - 100, y + height / 2))
+    page.wait(f"{look}.then(([yaw]) => yaw > {yaw} + 5)")
+    page.click("#zoom-in")
+    page.wait(f"{look}.then(([, across]) => across < {across} / 1.4)")
+    page.run("document.getElementById('around').focus()")
+    page.key("0")
+    assert page.run(look) == pytest.approx([0, across], abs=1)
+    page.call("Emulation.setDeviceMetricsOverride", width=500, height=300, deviceScaleFactor=1, mobile=False)
+    page.wait("innerWidth === 500")
+    page.call("Emulation.setDeviceMetricsOverride", width=1200, height=900, deviceScaleFactor=1, mobile=False)
+    page.wait(f"{look}.then(([, now]) => Math.abs(now - {across}) < 1)")
+    page.click("#all-around")
+    page.wait(f"!({pressed})")
+    assert page.run("[document.getElementById('viewer').hidden, document.getElementById('around').hidden]") == [
+        False,
+        True,
+    ]
+
+
+def test_without_webgl_the_flat_view_stays(page: Page, server: Server) -> None:
+    page.open(server.url)
+    page.run("HTMLCanvasElement.prototype.getContext = () => null")
+    page.run("document.getElementById('all-around').hidden = false; document.getElementById('all-around').click()")
+    page.wait("document.getElementById('status').classList.contains('bad')")
+    assert "WebGL" in page.text("#status")
+    assert page.run("[document.getElementById('viewer').hidden, document.getElementById('around').hidden]") == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

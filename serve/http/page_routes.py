@@ -1,4 +1,4 @@
-"""The page at `/`: three files of this package, sent as they are."""
+"""The page: index.html at `/`, the other files of the folder page/ at `/page/NAME`, sent as they are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from importlib import resources
 from fastapi import APIRouter
 from starlette.responses import Response
 
-FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
-MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-# Nothing from elsewhere, and no inline script; pictures come as blobs, data and our own addresses.
-POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+FILES = resources.files("panoserve.serve.http") / "page"
+MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "txt": "text/plain"}
+# Nothing from elsewhere, and no inline script; pictures are blobs, data and our own addresses, and are read as blobs.
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 router = APIRouter(include_in_schema=False)
 
@@ -20,12 +23,15 @@ def page_file(name: str) -> Callable[[], Response]:
     """The handler that sends one file."""
 
     def send() -> Response:
-        content = (resources.files("panoserve.serve.http") / "page" / name).read_bytes()
         headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
-        return Response(content, media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
+        return Response((FILES / name).read_bytes(), media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
 
     return send
 
 
-for _path, _name in FILES.items():
-    router.add_api_route(_path, page_file(_name), methods=["GET"])
+def path_of(name: str) -> str:
+    return "/" if name == "index.html" else f"/page/{name}"
+
+
+for _file in FILES.iterdir():
+    router.add_api_route(path_of(_file.name), page_file(_file.name), methods=["GET"])
