@@ -31,6 +31,7 @@ from panoserve.train.npp import patch_loss
 from panoserve.train.render import SCENES_A_SHARD
 from panoserve.train.scenes import sample_spec
 from panoserve.train.scenes.captions import caption_of
+from panoserve.train.text_heads import open_text_heads
 from panoserve.train.tokenizer import MINI_VQ, cosine_rate
 from panoserve.train.workers import average_gradients, run_workers
 
@@ -67,6 +68,10 @@ class TransformerRecipe:
             if step < end * self.steps:
                 return patch, crops
         return self.phases[-1][1:]
+
+    def begins_codes(self, step: int) -> bool:
+        """Whether this is the first step on single codes, before which text heads are opened (text_heads.py)."""
+        return self.phase(step)[0] == 1 and (step == 0 or self.phase(step - 1)[0] > 1)
 
 
 class CodeStore:
@@ -122,12 +127,22 @@ class TransformerTrainer:
 
     def prefix(self, ids: Tensor) -> Tensor:
         """Embedded condition rows [B, n, D] of captions' token ids [B, n], some captions dropped for guidance."""
-        features = self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        features = self.encode(ids)
         embedder = self.model.cls_embedding
         assert isinstance(embedder, CaptionEmbedder)
         dropped = torch.rand(len(ids)) < self.recipe.condition_dropout
         nothing = embedder.uncond_embedding[-ids.shape[1] :].to(features.dtype)
         return embedder(torch.where(dropped[:, None, None], nothing[None], features))
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Caption features [B, n, caption_dim] of token ids [B, n]."""
+        features: Tensor = self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return features
+
+    @torch.no_grad()
+    def open_text_heads(self, codes: Tensor, ids: Tensor) -> None:
+        """Measure on these crops which heads to open, and open them."""
+        open_text_heads(self.model, codes, self.model.cls_embedding(self.encode(ids)))
 
     def train_step(self, codes: Tensor, ids: Tensor) -> float:
         """One optimisation step on codes [B, N] with captions of token ids [B, n]; returns the loss (nats a code)."""
@@ -199,6 +214,9 @@ def train(rank: int, work: Path, steps: int) -> None:
     while trainer.step < steps:
         patch, crops = recipe.phase(trainer.step)
         rng = np.random.default_rng([9, trainer.step, rank])
+        if recipe.begins_codes(trainer.step):  # every process measures on the same crops
+            same = np.random.default_rng([9, trainer.step])
+            trainer.open_text_heads(*store.batch(same, 16, MINI.grid_side, trainer.tokenizer, MINI.caption_length))
         codes, ids = store.batch(rng, crops, MINI.grid_side, trainer.tokenizer, MINI.caption_length)
         recent = [*recent[-9:], trainer.train_step(codes, ids)]
         if rank == 0 and trainer.step % 10 == 0:
