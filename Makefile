@@ -48,8 +48,8 @@ doctor: setup  ## say what is installed and what is wrong
 docs: setup  ## write the parts of docs/ that repeat what the code says
 	@$(BIN)/python docs/generate.py
 
-page: setup  ## copy the page's library from npm into the package, after a change of requirements/page
-	@$(BIN)/python requirements/page.py
+page:  ## copy the page's library from npm into the package, after a change of requirements/page
+	@$(PYTHON) requirements/page.py
 
 clean:  ## remove .venv and everything built
 	rm -rf .venv build out .mypy_cache .ruff_cache .pytest_cache .hypothesis panoserve.egg-info

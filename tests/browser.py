@@ -89,7 +89,7 @@ class Page:
         self.call("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], button="left", clickCount=1)
 
     def key(self, key: str, *, control: bool = False) -> None:
-        codes = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39}
+        codes = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39, "Delete": 46}
         stroke: dict[str, Any] = {"key": key, "modifiers": 2 if control else 0}
         stroke |= {"windowsVirtualKeyCode": codes[key]} if key in codes else {"text": key}
         self.call("Input.dispatchKeyEvent", type="keyDown", **stroke)

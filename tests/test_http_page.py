@@ -187,6 +187,56 @@ def test_without_webgl_the_flat_view_stays(page: Page, server: Server) -> None:
     ]
 
 
+def test_prompts_are_placed_by_markers(page: Page, server: Server) -> None:
+    page.open(server.url)
+    markers = "document.querySelectorAll('.marker')"
+    values = f"[...{markers}].map(m => [m.ariaLabel, m.ariaValueNow, m.ariaValueText])"
+    page.click("#add-marker")
+    page.type("a red sky")
+    assert page.run(values) == [["Place of prompt 1", "50", "50 % from the left"]]
+    left, top, width, height = page.box("#strip")
+    page.drag((left + width / 2, top + height / 2), (left + 0.8 * width, top + height / 2))
+    assert page.run(values)[0][1] == "80"
+    page.click("#strip")  # in its middle, where there is no marker
+    page.type("the night")
+    page.run(f"{markers}[1].focus()")
+    for _ in range(3):
+        page.key("ArrowLeft")
+    assert page.run(values)[1] == ["Place of prompt 2", "47", "47 % from the left"]
+    page.click("#add-marker")
+    page.run(f"{markers}[2].focus()")
+    page.key("Delete")
+    assert len(page.run(values)) == 2
+    page.run("document.getElementById('negative').value = 'a boat'")
+    draw(page, "a blue sea", width=6 * CROP, height=CROP, seed=2)
+    page.wait("document.querySelector('#history li')")
+    body = page.run("JSON.parse(document.querySelector('pre').textContent)")
+    assert body["prompts"] == [{"prompt": "the night", "left": 0.47}, {"prompt": "a red sky", "left": 0.8}]
+    assert body["prompt"] == "a blue sea" and body["negative_prompt"] == "a boat"
+    assert page.text(".caption") == "a blue sea · the night · a red sky"
+    page.click(".remove")
+    page.click(".remove")
+    assert page.run("document.getElementById('strip').hidden")
+    page.click(".again")
+    assert [value for _, value, _ in page.run(values)] == ["47", "80"]
+    page.run("document.getElementById('prompt').value = ''")
+    again = page.run("import('/page/form.js').then(m => m.requestBody())")
+    assert "prompt" not in again and again["prompts"] == body["prompts"]
+
+
+def test_a_class_conditional_model_is_asked_for_a_class(page: Page, server: Server) -> None:
+    page.open(server.url)
+    page.click("#add-marker")
+    body = page.run(
+        "(async () => { const real = await (await fetch('/v1/images/options')).json();"
+        "window.fetch = async () => new Response(JSON.stringify({...real, condition: 'class', classes: 10}));"
+        "const form = await import('/page/form.js'); await form.loadOptions(); return form.requestBody(); })()"
+    )
+    assert body["label"] == 0 and body["prompt"] == "" and "prompts" not in body
+    for name in ("prompt-field", "along", "negative-field"):
+        assert page.run(f"document.getElementById('{name}').hidden"), name
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_it_fits_the_window_in_both_themes(page: Page, server: Server, width: int, dark: bool) -> None:

@@ -1,6 +1,7 @@
 // The form: what the server can be asked for, what is asked for, and an earlier request's values put back.
 
 import { $ } from "./dom.js";
+import { fillMarkers, promptsAlong } from "./markers.js";
 import { headers, problem } from "./server.js";
 
 let options = null; // GET v1/images/options
@@ -26,8 +27,13 @@ export async function loadOptions() {
   Object.assign($("stride"), { placeholder: options.stride.default, max: options.stride.max });
   $("context").replaceChildren(...options.contexts.map((name) => new Option(name, name, false, name === defaults.context)));
   const byClass = options.condition === "class";
-  $("prompt-field").hidden = $("prompt").disabled = byClass;
-  $("label-field").hidden = $("label").disabled = !byClass; // disabled, or it would be validated unseen
+  const fields = {
+    "prompt-field": !byClass, along: !byClass, "label-field": byClass, "negative-field": !byClass && options.guidance.available,
+  };
+  for (const [id, on] of Object.entries(fields)) {
+    $(id).hidden = !on;
+    for (const control of $(id).querySelectorAll("input, textarea")) control.disabled = !on; // or it would be validated unseen
+  }
   $("label").max = options.classes - 1;
 }
 
@@ -39,12 +45,17 @@ function numberIn(id) {
 // The body of the request that the form asks for, or null while it cannot be sent.
 export function requestBody() {
   if (!options || !$("form").reportValidity()) return null;
+  const byClass = options.condition === "class";
+  const [prompts, negative] = byClass ? [[], ""] : [promptsAlong(), $("negative").value.trim()];
   const body = {
-    prompt: options.condition === "class" ? "" : $("prompt").value,
+    prompt: byClass ? "" : $("prompt").value,
     size: `${numberIn("width")}x${numberIn("height")}`,
     output_format: $("format").value,
   };
-  if (options.condition === "class") body.label = numberIn("label");
+  if (byClass) body.label = numberIn("label");
+  if (prompts.length) body.prompts = prompts;
+  if (prompts.length && !body.prompt.trim()) delete body.prompt; // the first of them holds there as well
+  if (negative) body.negative_prompt = negative;
   if ($("loop").checked) body.loop = true;
   if ($("context").value !== options.defaults.context) body.context = $("context").value;
   const fields = {
@@ -56,15 +67,22 @@ export function requestBody() {
   return body;
 }
 
+// What a request is for, in a line.
+export function titleOf(body) {
+  const prompts = [body.prompt, ...(body.prompts ?? []).map((entry) => entry.prompt)].filter((prompt) => prompt?.trim());
+  return prompts.length ? prompts.join(" · ") : `class ${body.label}`;
+}
+
 // Put the values of an earlier request into the form.
 export function fillForm(body) {
   const [width, height] = body.size.split("x");
   const values = {
     prompt: body.prompt, label: body.label, width, height, format: body.output_format, seed: body.seed,
     guidance: body.guidance_scale, temperature: body.temperature, top_k: body.top_k, top_p: body.top_p,
-    stride: body.stride, context: body.context ?? options.defaults.context,
+    stride: body.stride, negative: body.negative_prompt, context: body.context ?? options.defaults.context,
   };
   for (const [id, value] of Object.entries(values)) $(id).value = value ?? "";
   $("loop").checked = Boolean(body.loop);
+  fillMarkers(body.prompts);
   $("prompt").focus();
 }

@@ -1,8 +1,9 @@
 // The page: a form, a stream of events that paints, viewers, a history. No framework, nothing from elsewhere.
 
 import { $, say } from "./dom.js";
-import { fillForm, loadOptions, requestBody } from "./form.js";
+import { fillForm, loadOptions, requestBody, titleOf } from "./form.js";
 import { remember } from "./history.js";
+import { setUpMarkers } from "./markers.js";
 import { blobUrl, eventsOf, headers, problem } from "./server.js";
 import { setUpViewer, showPicture, showPreview } from "./viewer.js";
 
@@ -23,7 +24,7 @@ async function draw() {
   if (!body) return;
   const begun = performance.now();
   const seconds = () => ((performance.now() - begun) / 1000).toFixed(1);
-  const alt = body.prompt || `class ${body.label}`;
+  const alt = titleOf(body);
   let preview = null;
   running = new AbortController();
   busy(true);
@@ -88,6 +89,7 @@ function showAgain(picture) {
 
 function start() {
   setUpViewer();
+  setUpMarkers();
   try { $("key").value = sessionStorage.getItem("panoserve-key") ?? ""; } catch { /* no storage: ask each time */ }
   const load = () => loadOptions().then(() => say("")).catch((error) => say(error.message, true));
   $("key").addEventListener("change", () => {

@@ -2,7 +2,7 @@
 
 import { openAround } from "./around.js";
 import { $, say } from "./dom.js";
-import { fit, setUpFlat, showFlat, zoom } from "./flat.js";
+import { fit, setUpFlat, showFlat, view, zoom } from "./flat.js";
 
 export let around = null; // the view all around, while it is open
 
@@ -34,10 +34,11 @@ async function toggleAround() {
 }
 
 // A picture that is still being drawn.
-export function showPreview(url, alt) {
+export async function showPreview(url, alt) {
   $("all-around").hidden = true;
   if (around) closeAround();
-  return showFlat(url, alt);
+  await showFlat(url, alt);
+  $("strip").style.backgroundImage = view.width > view.height ? `url("${url}")` : ""; // so that places are seen
 }
 
 // A finished picture: {url, name, alt, loop}.
