@@ -94,7 +94,9 @@ def measure_speed(engine: Engine, crops: int, segment: int | None) -> Speed:
     return Speed(segment, engine.steps - before, seconds, grid.side * columns / seconds, load_average())
 
 
-def measure_memory(engine: Engine, vq: VQModel, rows: int, columns: int, crops: int) -> list[Memory]:
+def measure_memory(
+    engine: Engine, vq: VQModel, rows: int, columns: int, crops: int, report: Callable[[str], None]
+) -> list[Memory]:
     """Draw and decode rows x columns codes; pictures are thrown away."""
     import psutil
 
@@ -114,6 +116,7 @@ def measure_memory(engine: Engine, vq: VQModel, rows: int, columns: int, crops: 
                 seconds=round(perf_counter() - begun, 1),
             )
         )
+        report(str(samples[-1]))
     return samples
 
 
@@ -132,8 +135,7 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> dict[
                     speeds.append(measure_speed(engine, options.crops, segment))
                     report(str(speeds[-1]))
             if options.columns:
-                samples = measure_memory(engine, vq, options.rows, options.columns, options.segments[0])
-                report(f"{samples[0]} ... {samples[-1]}")
+                samples = measure_memory(engine, vq, options.rows, options.columns, options.segments[0], report)
             shape = asdict(engine.config)
     return {
         "benchmark": "endless",
