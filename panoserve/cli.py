@@ -8,7 +8,6 @@ imported by those that need them, so that `panoserve --help` and `panoserve info
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import traceback
@@ -16,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from panoserve.cli_options import add_engine_options, add_sampling, add_subject, gib, place, size
 from panoserve.errors import PanoserveError
-from panoserve.redirect.plan import CONTEXTS
 from panoserve.serve.settings import DTYPES
 from panoserve.version import __version__
 
@@ -44,35 +43,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"panoserve: error: {message} (see {self.prog} --help)\n")
 
 
-def size(text: str) -> tuple[int, int]:
-    """`1152x192` as (width, height) in pixels."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT in pixels, such as 1152x192")
-    return int(width), int(height)
-
-
-def place(text: str) -> int | float:
-    """A place along a side: whole pixels, or with a decimal point a share."""
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected pixels, or a share with a decimal point, such as 0.5"
-        ) from None
-
-
-def gib(text: str) -> float:
-    """A size in GiB."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of GiB above 0, such as 2.5")
-    return value
-
-
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], about: str, detail: str = ""
 ) -> Parser:
@@ -81,41 +51,6 @@ def _command(
     )
     parser.set_defaults(run=run)
     return parser
-
-
-def _add_engine_options(parser: Parser, *, replay: bool, resume: bool = False) -> None:
-    """Where and how to draw; `replay` takes the defaults from the picture, `resume` if there is one."""
-    default = "as drawn" if replay else "%s, or as drawn before" if resume else "%s"
-    parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="model folder (default: assets/pano-mini of the checkout)"
-    )
-    parser.add_argument(
-        "--context",
-        choices=CONTEXTS,
-        default=None if replay or resume else "reuse",
-        help="how a crop gets the keys and values of codes it is given: copied and rotated from its parent (reuse, "
-        f"faster), or computed again (recompute) (default: {default.replace('%s', 'reuse')})",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        default=None if replay or resume else "bfloat16",
-        help=f"number format of weights and cache (default: {default.replace('%s', 'bfloat16')})",
-    )
-    parser.add_argument(
-        "--kv-cache-gib",
-        type=gib,
-        metavar="G",
-        help="size of the KV cache in GiB (default: what 64 crops at once take, at most 40 %% of free memory)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print the result as one JSON object, and nothing else, on stdout",
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show vLLM's log, and a traceback when something breaks"
-    )
 
 
 def _generate(commands: Any) -> None:
@@ -128,7 +63,7 @@ def _generate(commands: Any) -> None:
         "draw one panorama",
         "Say what to draw with a prompt, --label or --features, as the model asks for (panoserve info).",
     )
-    _add_subject(parser)
+    add_subject(parser)
     parser.add_argument(
         "--size",
         type=size,
@@ -138,7 +73,7 @@ def _generate(commands: Any) -> None:
     parser.add_argument(
         "--loop", action="store_true", help="a view all around: the right edge meets the left one, in the picture too"
     )
-    _add_sampling(parser)
+    add_sampling(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -173,71 +108,17 @@ def _generate(commands: Any) -> None:
         metavar="PLACE",
         help="width over which prompts shade into each other (default: 0)",
     )
-    _add_engine_options(parser, replay=False)
-
-
-def _add_subject(parser: Parser) -> None:
-    """What to draw."""
-    parser.add_argument("prompt", nargs="?", help="what to draw, for a model with a text encoder")
-    parser.add_argument("--label", type=int, metavar="N", help="class to draw, for a class-conditional model")
-    parser.add_argument(
-        "--features", type=Path, metavar="FILE", help=".npy or .safetensors with caption features [n, caption_dim]"
-    )
-
-
-def _add_sampling(parser: Parser) -> None:
-    """How crops stand, and how their codes are drawn."""
-    parser.add_argument(
-        "--stride",
-        type=int,
-        metavar="C",
-        help="columns a crop adds, 1 to the grid side (default: three quarters of it)",
-    )
-    parser.add_argument(
-        "--row-stride", type=int, metavar="R", help="rows a crop adds where the canvas is taller (default: as --stride)"
-    )
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="same seed, same picture (default: a random one, which is printed)"
-    )
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        metavar="S",
-        help="classifier-free guidance scale; 1 or less is off (default: the model's)",
-    )
-    parser.add_argument(
-        "--guidance-interval",
-        type=int,
-        default=-1,
-        metavar="I",
-        help="guide only codes 0 to I + 1 of each crop, counted as upstream does (default -1: all)",
-    )
-    parser.add_argument(
-        "--negative",
-        dest="negative_prompt",
-        metavar="PROMPT",
-        help="what guidance leads away from, for a model with a text encoder (default: nothing in particular)",
-    )
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
-    parser.add_argument(
-        "--top-k", type=int, metavar="K", help="draw from the K likeliest codes; 0 is all (default: the model's)"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest codes of total probability P (default: the model's)",
-    )
+    add_engine_options(parser, replay=False)
 
 
 def _endless(commands: Any) -> None:
     from panoserve import cli_endless
 
     parser = _command(commands, "endless", cli_endless.endless, cli_endless.ABOUT, cli_endless.DETAIL)
-    _add_subject(parser)
+    add_subject(parser)
     cli_endless.add_arguments(parser)
-    _add_sampling(parser)
-    _add_engine_options(parser, replay=False, resume=True)
+    add_sampling(parser)
+    add_engine_options(parser, replay=False, resume=True)
 
 
 def _batch(commands: Any) -> None:
@@ -264,7 +145,7 @@ def _batch(commands: Any) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="draw nothing: write results.jsonl from what all shards have done"
     )
-    _add_engine_options(parser, replay=False)
+    add_engine_options(parser, replay=False)
 
 
 def _replay(commands: Any) -> None:
@@ -281,7 +162,7 @@ def _replay(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PNG", help="where to write it (default: PICTURE with -again before .png)"
     )
-    _add_engine_options(parser, replay=True)
+    add_engine_options(parser, replay=True)
 
 
 def _extend(commands: Any) -> None:
@@ -289,8 +170,8 @@ def _extend(commands: Any) -> None:
 
     parser = _command(commands, "extend", cli_extend.extend, cli_extend.ABOUT, cli_extend.DETAIL)
     cli_extend.add_arguments(parser)
-    _add_sampling(parser)
-    _add_engine_options(parser, replay=False)
+    add_sampling(parser)
+    add_engine_options(parser, replay=False)
 
 
 def _plan(commands: Any) -> None:
