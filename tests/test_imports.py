@@ -21,7 +21,7 @@ ALLOWED = {
     "redirect": BASE,
     "serve": MIDDLE,
     "train": MIDDLE,
-    "benchmarks": FRONT,
+    "benchmarks": FRONT | {"cli_files", "cli_model", "Engine"},  # like a command: files, the model folder, the engine
 }
 
 
