@@ -115,14 +115,17 @@ def test_vllm_layers_give_the_same_with_and_without_it(
 
 @pytest.fixture
 def single_rank(tmp_path: Path) -> Iterator[None]:
-    """vLLM's parallel state for layers outside an engine: one rank."""
+    """vLLM's parallel state for layers outside an engine: one rank; the session's engine may have made it already."""
     set_environment()
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import parallel_state
 
+    there = parallel_state.model_parallel_is_initialized()
     with set_current_vllm_config(VllmConfig()):
-        parallel_state.init_distributed_environment(1, 0, f"file://{tmp_path / 'store'}", 0, backend="gloo")
-        parallel_state.initialize_model_parallel(1)
+        if not there:
+            parallel_state.init_distributed_environment(1, 0, f"file://{tmp_path / 'store'}", 0, backend="gloo")
+            parallel_state.initialize_model_parallel(1)
         yield
-        parallel_state.destroy_model_parallel()
-        parallel_state.destroy_distributed_environment()
+        if not there:
+            parallel_state.destroy_model_parallel()
+            parallel_state.destroy_distributed_environment()
