@@ -82,24 +82,29 @@ KINDS = (
 )
 
 
-def draw_gallery(pictures: int) -> tuple[dict[str, Any], dict[str, Steps]]:
-    """The first picture (PIL) of each kind, and the steps of all of its pictures."""
+def draw_gallery(pictures: int) -> tuple[dict[str, Any], dict[tuple[str, int], Steps]]:
+    """The first picture (PIL) of each kind, and of each kind and axis the steps of all of its pictures."""
     from panoserve import Engine
 
     first: dict[str, Any] = {}
-    steps: dict[str, Steps] = {}
+    steps: dict[tuple[str, int], Steps] = {}
     with Engine(open_folder(None).path, dtype="bfloat16") as engine:
         grid = engine.config.grid
         requests = [(kind, kind.request(grid, number)) for kind in KINDS for number in range(pictures)]
         for (kind, _), panorama in zip(requests, engine.generate([r for _, r in requests]), strict=True):
             first.setdefault(kind.name, panorama.image)
             plan = plan_of(panorama.request.engine_args(engine.config), grid)
-            seen = seam_steps(np.asarray(panorama.image), plan, panorama.request.loop)
-            steps[kind.name] = steps.get(kind.name, Steps()) + seen
+            for axis in (0, 1):
+                seen = seam_steps(np.asarray(panorama.image), plan, axis, panorama.request.loop)
+                steps[kind.name, axis] = steps.get((kind.name, axis), Steps()) + seen
     return first, steps
 
 
-def page(steps: dict[str, Steps], pictures: int) -> str:
+def shown(steps: Steps) -> str:
+    return f"{steps.ratio:.2f}" if steps.borders else "-"
+
+
+def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
     """The folder's README."""
     machine = describe()
     lines = [
@@ -110,9 +115,9 @@ def page(steps: dict[str, Steps], pictures: int) -> str:
         f"the same everywhere else in the pictures (1 is invisible), over {pictures} pictures of different prompts and",
         f"seeds. bfloat16; commit {machine['commit']}.",
         "",
-        "| kind | seam ratio |",
-        "| --- | --- |",
-        *(f"| {kind.name} | {steps[kind.name].ratio:.2f} |" for kind in KINDS),
+        "| kind | from column to column | from row to row |",
+        "| --- | --- | --- |",
+        *(f"| {kind.name} | {shown(steps[kind.name, 1])} | {shown(steps[kind.name, 0])} |" for kind in KINDS),
     ]
     for kind in KINDS:
         lines += ["", f"## {kind.caption}", "", f"![{kind.caption}]({kind.name}.jpg)"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,24 +44,18 @@ def drawn_by(plan: Plan) -> NDArray[np.int64]:
     return owner
 
 
-def seam_steps(image: NDArray[np.uint8], plan: Plan, loop: bool = False) -> Steps:
-    """Steps of a picture [H, W, 3] of the plan's canvas, in both directions; a loop's edges are neighbours."""
-    owner, total = drawn_by(plan), Steps()
+def seam_steps(image: NDArray[np.uint8], plan: Plan, axis: int, loop: bool = False) -> Steps:
+    """Steps of a picture [H, W, 3] of the plan's canvas, from row to row (axis 0) or from column to column (axis 1).
+
+    The axes are counted apart, because landscapes change far more from row to row than from column to column. A loop's
+    edges are neighbours on axis 1.
+    """
+    owner = drawn_by(plan)
     scale = image.shape[0] // owner.shape[0]
     owner = owner.repeat(scale, axis=0).repeat(scale, axis=1)
-    for step, crosses in _neighbours(image.astype(np.int64), owner, loop):
-        total += Steps(
-            float(step[crosses].sum()), int(crosses.sum()), float(step[~crosses].sum()), int((~crosses).sum())
-        )
-    return total
-
-
-def _neighbours(
-    pixels: NDArray[np.int64], owner: NDArray[np.int64], loop: bool
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """For each axis: the step to the next pixel, mean over colours, and whether another lane drew it."""
-    for axis in (0, 1):
-        there, far = np.roll(pixels, -1, axis), np.roll(owner, -1, axis)
-        kept = slice(None) if loop and axis == 1 else slice(0, -1)
-        where = (slice(None), kept) if axis else (kept,)
-        yield np.abs(there - pixels).mean(-1)[where], (far != owner)[where]
+    pixels = image.astype(np.int64)
+    step = np.abs(np.roll(pixels, -1, axis) - pixels).mean(-1)
+    crosses = np.roll(owner, -1, axis) != owner
+    if not (loop and axis == 1):
+        step, crosses = step.take(range(step.shape[axis] - 1), axis), crosses.take(range(step.shape[axis] - 1), axis)
+    return Steps(float(step[crosses].sum()), int(crosses.sum()), float(step[~crosses].sum()), int((~crosses).sum()))

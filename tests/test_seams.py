@@ -26,25 +26,32 @@ def test_the_first_crop_draws_a_square_and_the_others_their_stride() -> None:
 
 
 def test_noise_has_no_seam() -> None:
-    for rows, columns in ((4, 40), (40, 4), (22, 22)):
-        assert seam_steps(noise(rows, columns), plan(rows, columns)).ratio == pytest.approx(1, abs=0.05)
+    for rows, columns, axis in ((4, 40, 1), (40, 4, 0), (22, 22, 0), (22, 22, 1)):
+        assert seam_steps(noise(rows, columns), plan(rows, columns), axis).ratio == pytest.approx(1, abs=0.05)
+
+
+def test_the_axes_are_counted_apart() -> None:
+    image = np.broadcast_to(np.arange(32, dtype=np.uint8)[:, None, None] * 8, (32, 80, 3))  # changes downwards only
+    assert seam_steps(image, plan(), 0).borders == 0 and seam_steps(image, plan(), 0).other > 0
+    across = seam_steps(image, plan(), 1)
+    assert across.borders == 2 * 32 and across.border == across.other == 0
 
 
 def test_a_crop_of_another_brightness_is_found() -> None:
     image = noise(4, 10) // 16
     image[:, 32:56] += 100  # the second crop, whose two borders are the picture's only ones
-    steps = seam_steps(image, plan())
+    steps = seam_steps(image, plan(), 1)
     assert steps.borders == 2 * 32 and steps.border / steps.borders > 90
     assert steps.ratio > 10
     shifted = noise(4, 10) // 16
     shifted[:, 36:60] += 100  # the same elsewhere is not a seam
-    assert seam_steps(shifted, plan()).ratio < 1
+    assert seam_steps(shifted, plan(), 1).ratio < 1
 
 
 def test_a_loop_has_a_border_more() -> None:
     image = noise(4, 12) // 16
     image[:, :4] += 100  # right at the left edge
-    open_steps, closed = (seam_steps(image, plan(columns=12, loop=loop), loop) for loop in (False, True))
+    open_steps, closed = (seam_steps(image, plan(columns=12, loop=loop), 1, loop) for loop in (False, True))
     assert closed.ratio > 3 > open_steps.ratio
 
 
