@@ -17,11 +17,8 @@ from torch import Tensor
 
 from panoserve.kernels.native import native
 
-TILE, DEPTH, CHUNK = (
-    16,
-    32,
-    8,
-)  # as in native/packed_linear.c: columns of y in a tile, columns of x in a tile, tiles in a chunk
+# As in native/packed_linear.c: columns of y in a tile, columns of x in a tile, tiles in a chunk.
+TILE, DEPTH, CHUNK = 16, 32, 8
 
 
 @cache

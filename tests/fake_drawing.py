@@ -9,11 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from vq_weights import TINY_VQ, filled_vq
 
+from panoserve.cli import main
 from panoserve.configs.model import ModelConfig
 from panoserve.vq.model import VQModel
 
@@ -88,3 +90,13 @@ class FakeEngine:
                 Panorama(codes=codes, image=image, stats=stats, request=resolved, truncated=FakeEngine.truncates)
             )
         return panoramas
+
+
+def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run a command of the command line in this process; returns (exit code, stdout, stderr)."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    out, err = capfd.readouterr()
+    return code, out, err

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_drawing import CAPTION, CLASS, FakeEngine, write_folder
+from fake_drawing import CAPTION, CLASS, FakeEngine, run_command, write_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import panoserve
-from panoserve.cli import main
 from panoserve.cli_record import read_record
 
 Run = Callable[..., tuple[int, str, str]]
@@ -41,12 +40,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command; returns (exit code, stdout, stderr)."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
+        return run_command(capfd, *arguments)
 
     return run
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from fake_drawing import CAPTION, CLASS, FakeEngine, write_folder
+from fake_drawing import CAPTION, CLASS, FakeEngine, run_command, write_folder
 from PIL import Image
 from vq_weights import TINY_VQ, filled_vq
 
@@ -66,12 +66,7 @@ def run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     model = write_folder(tmp_path / "model", CAPTION)
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = main(["endless", *(str(argument) for argument in arguments), "--model", str(model)])
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
+        return run_command(capfd, "endless", *arguments, "--model", model)
 
     return run
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_drawing import CAPTION, CLASS, FakeEngine, write_folder
+from fake_drawing import CAPTION, CLASS, FakeEngine, run_command, write_folder
 from PIL import Image
 
 import panoserve
 from panoserve import cli_files
-from panoserve.cli import main
 from panoserve.cli_record import read_record
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,12 +34,7 @@ def run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     captions = write_folder(tmp_path / "captions", CAPTION)
 
     def run(command: str, *arguments: object, model: Path = captions) -> tuple[int, str, str]:
-        try:
-            code = main([command, *(str(argument) for argument in arguments), "--model", str(model)])
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
+        return run_command(capfd, command, *arguments, "--model", model)
 
     return run
 
