@@ -30,6 +30,7 @@ from vllm.sequence import IntermediateTensors
 
 from panoserve.configs.model import ModelConfig
 from panoserve.kernels.block import rope_split
+from panoserve.models.attention import attention_backend
 from panoserve.models.caption import CaptionDummyInputs, CaptionInfo, CaptionProcessor
 from panoserve.models.guidance import guidance_table
 from panoserve.models.hf_config import LlamaGenConfig
@@ -69,6 +70,7 @@ class LlamaGenAttention(nn.Module):
             cache_config=vllm_config.cache_config,
             quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.attn",
+            attn_backend=attention_backend(),
         )
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:

@@ -151,6 +151,26 @@ def test_guidance_rows_follow_the_batch() -> None:
     assert processor.table.scales[:, 0].tolist() == [1.0] * 4
 
 
+def test_cpu_attention_can_be_refined() -> None:
+    """models/attention.py overrides one method of the implementation and reads these fields of the metadata."""
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.attention.backends.cpu_attn import (
+        CPUAttentionBackend,
+        CPUAttentionBackendImpl,
+        CPUAttentionMetadata,
+        CPUAttentionMetadataBuilder,
+    )
+
+    assert "attn_backend" in parameters(Attention.__init__)
+    assert not CPUAttentionBackend.forward_includes_kv_cache_update  # the new keys are in the cache before forward
+    assert parameters(CPUAttentionBackendImpl.forward) == [
+        "layer", "query", "key", "value", "kv_cache", "attn_metadata", "output", "output_scale", "output_block_scale",
+    ]  # fmt: skip
+    fields = {field.name for field in dataclasses.fields(CPUAttentionMetadata)}
+    assert {"num_actual_tokens", "max_query_len", "query_start_loc", "seq_lens", "block_table"} <= fields
+    assert hasattr(CPUAttentionMetadataBuilder, "_set_isa_to_layers")  # which sets layer.isa
+
+
 def test_both_architectures_register() -> None:
     from transformers import AutoConfig
     from vllm import ModelRegistry

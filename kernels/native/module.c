@@ -40,10 +40,28 @@ static PyObject *py_silu_and_mul(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_decode_attention(PyObject *module, PyObject *arguments) {
+    address query, cache, out, starts, lengths, tables;
+    long table_stride, lanes, heads, head_dim, block_size, block_stride, head_stride;
+    float scale;
+    if (!PyArg_ParseTuple(arguments, "KKKKKKlllllllf", &query, &cache, &out, &starts, &lengths, &tables, &table_stride,
+                          &lanes, &heads, &head_dim, &block_size, &block_stride, &head_stride, &scale))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    decode_attention((const bf16 *)query, (const bf16 *)cache, (bf16 *)out, (const int32_t *)starts,
+                     (const int32_t *)lengths, (const int32_t *)tables, table_stride, lanes, heads, head_dim,
+                     block_size, block_stride, head_stride, scale);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"packed_linear", py_packed_linear, METH_VARARGS, "packed_linear(x, packed, y, scratch, rows, outputs, inputs)"},
     {"rope_split", py_rope_split, METH_VARARGS,
      "rope_split(qkv, rope, q, k, v, tokens, streams, heads, head_dim, rotated)"},
+    {"decode_attention", py_decode_attention, METH_VARARGS,
+     "decode_attention(query, cache, out, starts, lengths, tables, table_stride, lanes, heads, head_dim, block_size, "
+     "block_stride, head_stride, scale)"},
     {"silu_and_mul", py_silu_and_mul, METH_VARARGS, "silu_and_mul(x, y, rows, columns)"},
     {NULL, NULL, 0, NULL},
 };
@@ -51,7 +69,8 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 
 
 PyMODINIT_FUNC PyInit__native(void) {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "PACKED_LINEAR_BUILT", packed_linear_built)) {
+    if (module != NULL && (PyModule_AddIntConstant(module, "PACKED_LINEAR_BUILT", packed_linear_built) ||
+                           PyModule_AddIntConstant(module, "DECODE_ATTENTION_BUILT", decode_attention_built))) {
         Py_DECREF(module);
         return NULL;
     }

@@ -4,9 +4,14 @@
 
 typedef uint16_t bf16;
 
-extern const int packed_linear_built; /* whether this compiler and platform have AMX */
+/* Whether this compiler and platform have the instructions. */
+extern const int packed_linear_built;
+extern const int decode_attention_built;
 
 void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K);
 void rope_split(const bf16 *qkv, const float *rope, bf16 *q, bf16 *k, bf16 *v, long tokens, long streams, long heads,
                 long head_dim, long rotated);
 void silu_and_mul(const bf16 *x, bf16 *y, long rows, long columns);
+void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int32_t *starts, const int32_t *lengths,
+                      const int32_t *tables, long table_stride, long lanes, long heads, long head_dim, long block_size,
+                      long block_stride, long head_stride, float scale);

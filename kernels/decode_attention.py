@@ -1,0 +1,87 @@
+"""Attention of a decode step over vLLM's paged KV cache on a CPU: what most of a step of several panoramas is spent on.
+
+A new token of every lane reads all keys and values of its lane once. vLLM's operator reads them at about half of the
+memory bandwidth (figures in docs/log.md); native/decode_attention.c fetches every line one block ahead. A token's
+result does not depend on the other lanes of the step, which it does in vLLM's.
+
+`decode_attention_reference` is the specification.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from panoserve.kernels.kv_layout import KVLayout
+from panoserve.kernels.native import native
+
+GROUP = 32  # head_dim and block_size must be multiples of it
+
+
+@cache
+def available() -> bool:
+    """Whether this machine runs the kernel: it is built, and the processor multiplies bfloat16."""
+    compiled = native()
+    return bool(compiled and compiled.DECODE_ATTENTION_BUILT and torch.cpu._is_avx512_bf16_supported())
+
+
+def supports(cache_dtype: torch.dtype, isa: str, head_dim: int, block_size: int) -> bool:
+    """Whether the kernel can read such a cache here; `isa` names vLLM's layout of it ("amx" is the one it knows)."""
+    return (
+        isa == "amx"
+        and cache_dtype == torch.bfloat16
+        and head_dim % GROUP == 0
+        and block_size % GROUP == 0
+        and available()
+    )
+
+
+def decode_attention_reference(
+    query: Tensor, kv_cache: Tensor, layout: KVLayout, starts: Tensor, lengths: Tensor, tables: Tensor, scale: float
+) -> Tensor:
+    """Causal attention of every lane's newest tokens over its slots, computed in float32, in query's dtype.
+
+    query [N, heads, head_dim]: lane i's tokens are rows starts[i] : starts[i + 1], the newest ones of its lengths[i]
+    tokens. kv_cache [blocks, heads, block_size, 2 * head_dim]; tables [lanes, blocks of a lane] block numbers.
+    """
+    out = torch.empty_like(query)
+    for lane, length in enumerate(lengths.tolist()):
+        first, last = int(starts[lane]), int(starts[lane + 1])
+        slots = torch.arange(length)
+        slots = tables[lane].long()[slots // layout.block_size] * layout.block_size + slots % layout.block_size
+        keys, values = (part.float() for part in layout.read(kv_cache, slots))  # [length, heads, head_dim]
+        scores = torch.einsum("nhd,shd->hns", query[first:last].float(), keys) * scale
+        newest = torch.arange(length - (last - first), length)
+        scores = scores.masked_fill(torch.arange(length) > newest[:, None], -torch.inf)
+        out[first:last] = torch.einsum("hns,shd->nhd", scores.softmax(dim=-1), values).to(out.dtype)
+    return out
+
+
+def decode_attention(
+    query: Tensor, kv_cache: Tensor, starts: Tensor, lengths: Tensor, tables: Tensor, scale: float, out: Tensor
+) -> None:
+    """`decode_attention_reference` into `out`, like query; only where `supports` allows it. Tables are int32."""
+    compiled = native()
+    assert compiled is not None
+    assert query.is_contiguous() and out.is_contiguous() and tables.stride(1) == 1
+    assert kv_cache.stride(-1) == 1 and kv_cache.stride(2) == kv_cache.shape[-1]
+    assert starts.dtype == lengths.dtype == tables.dtype == torch.int32
+    _, heads, head_dim = query.shape
+    compiled.decode_attention(
+        query.data_ptr(),
+        kv_cache.data_ptr(),
+        out.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        tables.data_ptr(),
+        tables.stride(0),
+        len(lengths),
+        heads,
+        head_dim,
+        kv_cache.shape[2],
+        kv_cache.stride(0),
+        kv_cache.stride(1),
+        scale,
+    )

@@ -1,0 +1,170 @@
+"""Attention of a few new tokens a lane against its plain twin, and when vLLM's layers use it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from panoserve.kernels import decode_attention as da
+from panoserve.kernels.kv_layout import KVLayout, Tiling
+from panoserve.serve.settings import set_environment
+
+needs_kernel = pytest.mark.skipif(not da.available(), reason="needs AVX-512 bf16 and a C compiler at installation")
+HEADS = 3
+
+
+def amx_layout(block_size: int, head_dim: int) -> KVLayout:
+    """vLLM's layout of that name, which tests/test_kv_layout.py compares with what vLLM writes."""
+    return KVLayout("amx", block_size, head_dim, Tiling(16, 2), Tiling(2, 16, dims_outer=True), halves=True)
+
+
+class Lanes:
+    """Lanes of the given lengths with `tokens` new tokens each, their blocks in random order in a cache.
+
+    Slots that belong to no token hold NaN: a kernel that reads them is found out.
+    """
+
+    def __init__(self, lengths: list[int], tokens: list[int], block_size: int, head_dim: int) -> None:
+        generator = torch.Generator().manual_seed(sum(lengths) + head_dim)
+        self.layout = amx_layout(block_size, head_dim)
+        blocks = max(-(-length // block_size) for length in lengths) + 1
+        order = torch.randperm(len(lengths) * blocks, generator=generator)
+        self.tables = order.view(len(lengths), blocks).to(torch.int32)
+        self.cache = torch.full((len(order), HEADS, block_size, 2 * head_dim), torch.nan).bfloat16()
+        for lane, length in enumerate(lengths):
+            slots = torch.arange(length)
+            slots = self.tables[lane].long()[slots // block_size] * block_size + slots % block_size
+            keys, values = torch.randn(2, length, HEADS, head_dim, generator=generator).bfloat16()
+            self.layout.write(self.cache, slots, keys, values)
+        self.starts = torch.tensor([0, *tokens]).cumsum(0).to(torch.int32)
+        self.lengths = torch.tensor(lengths, dtype=torch.int32)
+        self.query = torch.randn(sum(tokens), HEADS, head_dim, generator=generator).bfloat16()
+        self.scale = head_dim**-0.5
+
+    def reference(self) -> Tensor:
+        return da.decode_attention_reference(
+            self.query, self.cache, self.layout, self.starts, self.lengths, self.tables, self.scale
+        )
+
+    def compiled(self) -> Tensor:
+        out = torch.full_like(self.query, torch.nan)
+        da.decode_attention(self.query, self.cache, self.starts, self.lengths, self.tables, self.scale, out)
+        return out
+
+
+def test_the_reference_is_causal_attention() -> None:
+    lanes = Lanes([40], [3], block_size=32, head_dim=32)
+    slots = lanes.tables[0].long()[torch.arange(40) // 32] * 32 + torch.arange(40) % 32
+    keys, values = (part.float().transpose(0, 1) for part in lanes.layout.read(lanes.cache, slots))
+    query = torch.zeros(HEADS, 40, 32)
+    query[:, -3:] = lanes.query.float().transpose(0, 1)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    torch.testing.assert_close(lanes.reference().float(), expected[:, -3:].transpose(0, 1), atol=1e-2, rtol=1e-2)
+
+
+@needs_kernel
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+@pytest.mark.parametrize("block_size", [32, 64])
+def test_the_kernel_computes_what_the_reference_does(block_size: int, head_dim: int) -> None:
+    lanes = Lanes([1, 2, 31, 32, 33, 64, 65, 200, 7], [1, 2, 3, 1, 4, 1, 2, 1, 7], block_size, head_dim)
+    # Weights are rounded to bfloat16 before the sum of at most 200 values of about 1.
+    torch.testing.assert_close(lanes.compiled(), lanes.reference(), atol=1.6e-2, rtol=1.6e-2)
+
+
+@needs_kernel
+def test_large_scores_do_not_overflow() -> None:
+    lanes = Lanes([50, 90], [1, 1], block_size=32, head_dim=64)
+    lanes.query *= 60
+    out = lanes.compiled()
+    assert bool(out.isfinite().all())
+    torch.testing.assert_close(out, lanes.reference(), atol=3e-2, rtol=3e-2)
+
+
+@needs_kernel
+def test_a_token_does_not_depend_on_the_other_lanes() -> None:
+    together = Lanes([70, 33, 140], [1, 2, 1], block_size=32, head_dim=64)
+    out = together.compiled()
+    for lane in range(3):
+        first, last = together.starts[lane : lane + 2].tolist()
+        alone = torch.empty_like(together.query[first:last])
+        da.decode_attention(
+            together.query[first:last],
+            together.cache,
+            torch.tensor([0, last - first], dtype=torch.int32),
+            together.lengths[lane : lane + 1],
+            together.tables[lane : lane + 1],
+            together.scale,
+            alone,
+        )
+        assert torch.equal(alone, out[first:last])
+
+
+def test_only_a_cache_that_the_kernel_can_read_is_given_to_it() -> None:
+    assert da.supports(torch.bfloat16, "amx", 64, 32) == da.available()
+    assert not da.supports(torch.float32, "vec", 64, 32)
+    assert not da.supports(torch.bfloat16, "vec", 64, 32)
+    assert not da.supports(torch.bfloat16, "amx", 48, 32)
+    assert not da.supports(torch.bfloat16, "amx", 64, 16)
+
+
+class Layer:
+    isa = "amx"
+    _k_scale_float = _v_scale_float = 1.0
+
+
+@needs_kernel
+@pytest.mark.parametrize("tokens", [[1, 1, 2], [1, 9, 2]])
+def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
+    tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment()
+    pytest.importorskip("vllm")
+    from vllm import _custom_ops as ops
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata
+
+    from panoserve.models import attention
+
+    if not torch.cpu._init_amx():
+        pytest.skip("vLLM's layout for AMX needs AMX")
+    current_platform.import_kernels()
+    lanes = Lanes([40, 64, 130], tokens, block_size=32, head_dim=64)
+    lanes.cache.nan_to_num_(0.0)  # vLLM multiplies what lies behind the last slot by zero
+    impl = object.__new__(attention.FewTokensAttentionImpl)
+    vars(impl).update(
+        num_heads=HEADS, num_kv_heads=HEADS, head_size=64, scale=lanes.scale, alibi_slopes=None, sliding_window=-1,
+        logits_soft_cap=0, sinks=None, attn_type="decoder", kv_cache_dtype="auto", use_zentorch_sdpa=False,
+    )  # fmt: skip
+    metadata = CPUAttentionMetadata(
+        num_actual_tokens=sum(tokens),
+        max_query_len=max(tokens),
+        query_start_loc=lanes.starts,
+        max_seq_len=130,
+        seq_lens=lanes.lengths,
+        block_table=lanes.tables,
+        slot_mapping=torch.empty(0),
+        scheduler_metadata=ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=3,
+            num_heads=HEADS,
+            num_kv_heads=HEADS,
+            head_dim=64,
+            seq_lens=lanes.lengths,
+            dtype=torch.bfloat16,
+            query_start_loc=lanes.starts,
+            causal=True,
+            sliding_window_size=-1,
+            isa="amx",
+            enable_kv_split=False,
+            dynamic_causal=None,
+            kv_cache_dtype="auto",
+        ),
+    )
+    calls = []
+    monkeypatch.setattr(attention, "decode_attention", lambda *args: calls.append(1) or da.decode_attention(*args))
+    ours, theirs = (torch.empty_like(lanes.query) for _ in range(2))
+    unused = torch.empty(0)
+    impl.forward(Layer(), lanes.query, unused, unused, lanes.cache, metadata, ours)
+    CPUAttentionBackendImpl.forward(impl, Layer(), lanes.query, unused, unused, lanes.cache, metadata, theirs)
+    assert len(calls) == (max(tokens) <= attention.FEW_TOKENS)
+    torch.testing.assert_close(ours, theirs, atol=1.6e-2, rtol=1.6e-2)
