@@ -4,7 +4,7 @@ A new token of every lane reads all keys and values of its lane once. vLLM's ope
 memory bandwidth (figures in docs/log.md); native/decode_attention.c fetches every line one block ahead. A token's
 result does not depend on the other lanes of the step, which it does in vLLM's.
 
-`decode_attention_reference` is the specification.
+`decode_attention_reference` and `KVLayout.write` are the specification.
 """
 
 from __future__ import annotations
@@ -84,4 +84,26 @@ def decode_attention(
         kv_cache.stride(0),
         kv_cache.stride(1),
         scale,
+    )
+
+
+def write_cache(key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> None:
+    """`KVLayout.write` of key and value [N, heads, head_dim] at slots int64 [n], n <= N, where those are not negative;
+    only where `supports` allows it.
+    """
+    compiled = native()
+    assert compiled is not None
+    assert key.is_contiguous() and value.is_contiguous() and slots.is_contiguous() and slots.dtype == torch.int64
+    assert kv_cache.stride(-1) == 1 and kv_cache.stride(2) == kv_cache.shape[-1]
+    compiled.write_cache(
+        key.data_ptr(),
+        value.data_ptr(),
+        kv_cache.data_ptr(),
+        slots.data_ptr(),
+        len(slots),
+        key.shape[1],
+        key.shape[2],
+        kv_cache.shape[2],
+        kv_cache.stride(0),
+        kv_cache.stride(1),
     )

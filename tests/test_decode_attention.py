@@ -100,6 +100,20 @@ def test_a_token_does_not_depend_on_the_other_lanes() -> None:
         assert torch.equal(alone, out[first:last])
 
 
+@needs_kernel
+@pytest.mark.parametrize("head_dim", [32, 96])
+def test_keys_and_values_are_put_where_the_layout_has_them(head_dim: int) -> None:
+    layout = amx_layout(32, head_dim)
+    key, value = torch.randn(2, 6, HEADS, head_dim, generator=torch.Generator().manual_seed(0)).bfloat16()
+    slots = torch.tensor([0, 95, -1, 40, 33])  # the sixth token is padding and has no slot
+    written = torch.zeros(3, HEADS, 32, 2 * head_dim, dtype=torch.bfloat16)
+    expected = written.clone()
+    da.write_cache(key, value, written, slots)
+    real = slots >= 0
+    layout.write(expected, slots[real], key[:5][real], value[:5][real])
+    assert torch.equal(written, expected)
+
+
 def test_only_a_cache_that_the_kernel_can_read_is_given_to_it() -> None:
     assert da.supports(torch.bfloat16, "amx", 64, 32) == da.available()
     assert not da.supports(torch.float32, "vec", 64, 32)

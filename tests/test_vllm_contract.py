@@ -166,6 +166,9 @@ def test_cpu_attention_can_be_refined() -> None:
     assert parameters(CPUAttentionBackendImpl.forward) == [
         "layer", "query", "key", "value", "kv_cache", "attn_metadata", "output", "output_scale", "output_block_scale",
     ]  # fmt: skip
+    assert parameters(CPUAttentionBackendImpl.do_kv_cache_update) == [
+        "layer", "key", "value", "kv_cache", "slot_mapping",
+    ]  # fmt: skip
     fields = {field.name for field in dataclasses.fields(CPUAttentionMetadata)}
     assert {"num_actual_tokens", "max_query_len", "query_start_loc", "seq_lens", "block_table"} <= fields
     assert hasattr(CPUAttentionMetadataBuilder, "_set_isa_to_layers")  # which sets layer.isa

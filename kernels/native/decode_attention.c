@@ -1,4 +1,5 @@
-/* Attention of a few new tokens a lane over the paged KV cache in bfloat16: the inner loop of ../decode_attention.py.
+/* Attention of a few new tokens a lane over the paged KV cache in bfloat16, and putting their keys and values there:
+ * the inner loops of ../decode_attention.py.
  *
  * Every lane has its own keys and values and a query reads each of them once, so a decode step lasts as long as reading
  * the cache does. A thread takes a head's blocks one after another and fetches each line one block ahead. All sums
@@ -146,9 +147,27 @@ KERNEL void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, co
         free(scores);
     }
 }
+/* Puts keys and values [tokens][heads][head_dim] at their slots; negative slots are nowhere. */
+void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
+                 long head_dim, long block_size, long block_stride, long head_stride) {
+#pragma omp parallel for collapse(2)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads; head++) {
+            if (slots[token] < 0) continue;
+            long row = (token * heads + head) * head_dim, offset = slots[token] % block_size;
+            bf16 *keys = cache + slots[token] / block_size * block_stride + head * head_stride;
+            bf16 *values = keys + block_size * head_dim + offset / 2 * 32 + offset % 2;
+            uint32_t *pairs = (uint32_t *)keys + offset / GROUP * GROUP * (head_dim / 2) + offset % GROUP;
+            for (long pair = 0; pair < head_dim / 2; pair++) pairs[pair * GROUP] = ((const uint32_t *)(key + row))[pair];
+            for (long dim = 0; dim < head_dim; dim++)
+                values[dim / GROUP * block_size * GROUP + dim % GROUP * 2] = value[row + dim];
+        }
+}
 #else
 const int decode_attention_built = 0;
 void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int32_t *starts, const int32_t *lengths,
                       const int32_t *tables, long table_stride, long lanes, long heads, long head_dim, long block_size,
                       long block_stride, long head_stride, float scale) {}
+void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
+                 long head_dim, long block_size, long block_stride, long head_stride) {}
 #endif

@@ -55,6 +55,19 @@ static PyObject *py_decode_attention(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_write_cache(PyObject *module, PyObject *arguments) {
+    address key, value, cache, slots;
+    long tokens, heads, head_dim, block_size, block_stride, head_stride;
+    if (!PyArg_ParseTuple(arguments, "KKKKllllll", &key, &value, &cache, &slots, &tokens, &heads, &head_dim, &block_size,
+                          &block_stride, &head_stride))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    write_cache((const bf16 *)key, (const bf16 *)value, (bf16 *)cache, (const int64_t *)slots, tokens, heads, head_dim,
+                block_size, block_stride, head_stride);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"packed_linear", py_packed_linear, METH_VARARGS, "packed_linear(x, packed, y, scratch, rows, outputs, inputs)"},
     {"rope_split", py_rope_split, METH_VARARGS,
@@ -63,6 +76,8 @@ static PyMethodDef methods[] = {
      "decode_attention(query, cache, out, starts, lengths, tables, table_stride, lanes, heads, head_dim, block_size, "
      "block_stride, head_stride, scale)"},
     {"silu_and_mul", py_silu_and_mul, METH_VARARGS, "silu_and_mul(x, y, rows, columns)"},
+    {"write_cache", py_write_cache, METH_VARARGS,
+     "write_cache(key, value, cache, slots, tokens, heads, head_dim, block_size, block_stride, head_stride)"},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods};

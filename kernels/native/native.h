@@ -15,3 +15,5 @@ void silu_and_mul(const bf16 *x, bf16 *y, long rows, long columns);
 void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int32_t *starts, const int32_t *lengths,
                       const int32_t *tables, long table_stride, long lanes, long heads, long head_dim, long block_size,
                       long block_stride, long head_stride, float scale);
+void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
+                 long head_dim, long block_size, long block_stride, long head_stride);
