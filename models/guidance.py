@@ -1,8 +1,9 @@
-"""Per-request guidance scales for the rows of a vLLM batch.
+"""Per-request guidance scales, and the top-k mask, for the rows of a vLLM batch.
 
 vLLM calls `update_state` of a logits processor before every forward pass, after it has arranged the batch, so a
-processor knows which request each row of logits belongs to (design.md 3). Ours changes no logits: it keeps the table of
-scales that the model's compute_logits mixes the two streams with.
+processor knows which request each row of logits belongs to (design.md 3). Ours keeps the table of scales that the
+model's compute_logits mixes the two streams with; and where kernels/top_k.py is faster than vLLM's own mask, it applies
+the top-k that the lane was given in place of vLLM's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from panoserve.configs.wire import GUIDANCE_KEY
+from panoserve.kernels.top_k import mask_below_top_k
 
 UNGUIDED = 1.0
 
@@ -27,6 +29,7 @@ class RowGuidance:
     scale: float
     interval: int
     first_code: int
+    top_k: int  # 0 keeps every code, or leaves it to vLLM
     drawn: list[int]
 
     @property
@@ -71,27 +74,37 @@ def guidance_table(vllm_config: VllmConfig, device: torch.device) -> GuidanceTab
 
 
 class GuidanceProcessor(LogitsProcessor):
-    """Keeps the engine's GuidanceTable in step with vLLM's batch; leaves the logits alone."""
+    """Keeps the engine's GuidanceTable in step with vLLM's batch, and masks what lanes with a top-k may not draw."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         _tables.pop(id(vllm_config), None)  # a new engine may reuse the id of a dead one's config
         self.table = guidance_table(vllm_config, device)
         self.rows: dict[int, RowGuidance] = {}
+        self.top_k: torch.Tensor | None = None  # int64 [rows up to the last of ours]
 
     @staticmethod
     def _new_row(params: SamplingParams, _prompt: list[int] | None, drawn: list[int]) -> RowGuidance | None:
         values = (params.extra_args or {}).get(GUIDANCE_KEY)
         if values is None:
             return None
-        scale, interval, first_code = values
-        return RowGuidance(scale, interval, first_code, drawn)
+        scale, interval, first_code, top_k = values
+        return RowGuidance(scale, interval, first_code, top_k, drawn)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         changed = process_dict_updates(self.rows, batch_update, self._new_row)
         if changed or any(row.interval >= 0 for row in self.rows.values()):
             self.table.fill(self.rows)
+        if changed:
+            kept = [0] * (max(self.rows, default=-1) + 1)
+            for index, row in self.rows.items():
+                kept[index] = row.top_k
+            self.top_k = torch.tensor(kept) if any(kept) else None
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [R, V] divided by the temperature, masked in place."""
+        if self.top_k is not None:
+            masked = logits[: len(self.top_k)]
+            mask_below_top_k(masked, self.top_k[: len(masked)])
         return logits
 
     def is_argmax_invariant(self) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.platforms import current_platform
 from vllm.v1.request import Request
 
 from panoserve.configs.grid import Grid
 from panoserve.configs.wire import PanoramaArgs, guidance_args
+from panoserve.kernels import top_k
 from panoserve.redirect.connector import SequenceCopy
 from panoserve.redirect.layout import plan_of
 from panoserve.redirect.plan import lane_seed
@@ -84,7 +87,9 @@ class PanoramaState:
         params = self.request.sampling_params.clone()
         params.max_tokens = turn.samples
         params.seed = None if params.temperature == 0 else lane_seed(self.args.seed, lane.lane, self.args.origin)
-        params.extra_args = guidance_args(self.args.guidance, self.args.guidance_interval, drawn_from)
+        ours = max(params.top_k, 0) if top_k.available(torch.device(current_platform.device_type)) else 0
+        params.top_k -= ours
+        params.extra_args = guidance_args(self.args.guidance, self.args.guidance_interval, drawn_from, ours)
         prompt = lane.lane.prompt
         return Request(
             request_id=lane_id(self.id, lane.lane.index),

@@ -68,6 +68,16 @@ static PyObject *py_write_cache(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_mask_below_top_k(PyObject *module, PyObject *arguments) {
+    address logits, k, scratch;
+    long rows, columns;
+    if (!PyArg_ParseTuple(arguments, "KKKll", &logits, &k, &scratch, &rows, &columns)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    mask_below_top_k((float *)logits, (const int64_t *)k, (uint32_t *)scratch, rows, columns);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"packed_linear", py_packed_linear, METH_VARARGS, "packed_linear(x, packed, y, scratch, rows, outputs, inputs)"},
     {"rope_split", py_rope_split, METH_VARARGS,
@@ -78,6 +88,7 @@ static PyMethodDef methods[] = {
     {"silu_and_mul", py_silu_and_mul, METH_VARARGS, "silu_and_mul(x, y, rows, columns)"},
     {"write_cache", py_write_cache, METH_VARARGS,
      "write_cache(key, value, cache, slots, tokens, heads, head_dim, block_size, block_stride, head_stride)"},
+    {"mask_below_top_k", py_mask_below_top_k, METH_VARARGS, "mask_below_top_k(logits, k, scratch, rows, columns)"},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods};

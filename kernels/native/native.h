@@ -17,3 +17,4 @@ void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int
                       long block_stride, long head_stride, float scale);
 void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
                  long head_dim, long block_size, long block_stride, long head_stride);
+void mask_below_top_k(float *logits, const int64_t *k, uint32_t *scratch, long rows, long columns);
