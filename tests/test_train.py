@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from panoserve.models.reference import ReferenceModel
 from panoserve.models.text import TextEncoder
 from panoserve.train import captioner
 from panoserve.train.export import export_model
-from panoserve.train.fast import BAND, causal_logits
+from panoserve.train.fast import BAND, causal_states, logits_of
+from panoserve.train.files import Progress
+from panoserve.train.listening import ATTRIBUTES, labels
 from panoserve.train.muon import orthogonalise
 from panoserve.train.npp import patch_logits, patch_loss, patches
 from panoserve.train.preview import draw_panorama, load_transformer
+from panoserve.train.reading import BATCH, caption_batches, learn_to_read
+from panoserve.train.scenes import sample_spec
+from panoserve.train.scenes.spec import FEATURES
+from panoserve.train.score import CAPTIONS, score
 from panoserve.train.tokenizer import TokenizerRecipe, TokenizerTrainer, cosine_rate, revive_codes, start_codebook
-from panoserve.train.transformer import TransformerRecipe, TransformerTrainer
+from panoserve.train.transformer import Batch, TransformerRecipe, TransformerTrainer
 from panoserve.vq.config import VQConfig
 from panoserve.vq.io import load_vq
 from panoserve.vq.model import VQModel
@@ -72,7 +79,9 @@ def test_the_fast_layers_compute_the_reference_function() -> None:
     rows = 2 * BAND  # with the codes a little more than two bands of attention rows
     codes, prefix = torch.randint(0, 32, (3, 15)), torch.randn(3, rows, 64)
     x = torch.cat([prefix, model.tok_embeddings(codes)], dim=1)
-    fast = causal_logits(model, x, torch.arange(rows + 15) - rows)[:, rows - 1 :]
+    states = causal_states(model, x, torch.arange(rows + 15) - rows)
+    assert len(states) == len(model.layers)
+    fast = logits_of(model, states[-1])[:, rows - 1 :]
     torch.testing.assert_close(fast, model(codes, prefix), rtol=1e-4, atol=1e-5)
 
 
@@ -134,14 +143,90 @@ def test_unused_codes_move_onto_latents() -> None:
     torch.testing.assert_close(model.quantize.codebook()[6], before)
 
 
+def _batch(tokenizer: object, captions: list[str], codes: torch.Tensor, strangers: int = 0) -> Batch:
+    """Captions of one length, each of another scene."""
+    ids = torch.tensor(captioner.tokenize(tokenizer, captions, 20))
+    return Batch(codes, ids, torch.tensor([labels(sample_spec(i)) for i in range(len(ids))]), strangers)
+
+
 @pytest.mark.parametrize("patch", [1, 2])
 def test_transformer_steps_lower_the_loss(tokenizer: object, patch: int) -> None:
     trainer = _trainer(tokenizer, steps=25, phases=((1.0, patch, 8),))
     codes = torch.randint(0, 4, (8, 1)).expand(8, 16)
-    ids = torch.tensor([captioner.tokenize(tokenizer, ["a red sunset"], 20)[0]] * 8)
-    losses = [trainer.train_step(codes, ids) for _ in range(25)]
+    batch = _batch(tokenizer, ["a red sunset"] * 8, codes)
+    losses = [trainer.train_step(batch)["loss"] for _ in range(25)]
     assert losses[0] == pytest.approx(np.log(32), rel=0.01)  # the output layer starts at zero
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_crop_with_the_caption_of_another_scene_is_for_the_listener_alone(tokenizer: object) -> None:
+    """Its codes change no code's loss, its caption does change what is heard."""
+    torch.manual_seed(0)
+    captions = ["a red sunset", "a blue night", "a green lake", "a calm sea"]
+    codes = torch.randint(0, 32, (4, 16))
+    other = codes.clone()
+    other[0] = (codes[0] + 1) % 32
+    first, second = (
+        _trainer(tokenizer, steps=2, phases=((1.0, 1, 4),), condition_dropout=0.0).train_step(
+            _batch(tokenizer, captions, some, strangers=1)
+        )
+        for some in (codes, other)
+    )
+    assert first["loss"] == second["loss"]
+    assert first["heard"] != second["heard"]
+
+
+def test_what_the_caption_says_is_learnt(tokenizer: object) -> None:
+    """Codes that tell nothing: what is heard must come from the text."""
+    trainer = _trainer(tokenizer, steps=40, phases=((1.0, 1, 6),), condition_dropout=0.0)
+    captions = ["a red sunset", "a blue night", "a green lake", "a calm sea", "a pink dawn", "a foggy forest"]
+    batch = _batch(tokenizer, captions, torch.zeros(6, 16, dtype=torch.long), strangers=2)
+    heard = [trainer.train_step(batch)["heard"] for _ in range(40)]
+    assert heard[-1] < 0.3 * heard[0]
+
+
+def test_batches_of_captions_have_one_length_and_their_scenes_labels(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("panoserve.train.reading.DRAWN_AT_ONCE", 150)
+    batches = list(caption_batches(np.random.default_rng(0), 300, tokenizer, limit=20))
+    assert sum(len(ids) for ids, _ in batches) == 300
+    assert all(len(ids) == len(truth) <= BATCH for ids, truth in batches)
+    night = captioner.tokenize(tokenizer, ["night"], 20)[0][0]
+    time = list(ATTRIBUTES).index("time")
+    said = [row[time] for ids, truth in batches for i, row in zip(ids, truth, strict=True) if night in i]
+    assert said and all(ATTRIBUTES["time"][int(value)] == "night" for value in said)
+
+
+def test_reading_is_learnt_from_captions_alone(tokenizer: object, tmp_path: Path) -> None:
+    trainer = _trainer(tokenizer, steps=1)
+    captions = ["a red sunset", "a blue night", "a green lake", "a calm sea", "a pink dawn", "a foggy forest"]
+    batch = _batch(tokenizer, captions, torch.zeros(6, 16, dtype=torch.long))
+    progress = Progress(tmp_path / "log.jsonl")
+    learn_to_read(
+        trainer.encoder, trainer.model.cls_embedding, trainer.reader, [(batch.ids, batch.labels)] * 75, progress
+    )
+    first, *_, last = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert last["step"] == 75 and last["feature"] < 0.3 * first["feature"]
+
+
+def test_a_model_that_follows_its_captions_scores_well(tokenizer: object) -> None:
+    """Each feature has codes of its own: before training the score is chance, after it nearly perfect."""
+    torch.manual_seed(0)
+    specs = [next(spec for i in range(200) if (spec := sample_spec(i)).feature == feature) for feature in FEATURES]
+    crops = torch.arange(6)[:, None].expand(6, 16).contiguous()
+    trainer = _trainer(tokenizer, steps=60, phases=((1.0, 1, 6),), condition_dropout=0.0)
+    before = score(trainer, crops, specs, "feature")
+    assert before.worth == pytest.approx(0.0, abs=0.1) and before.crops == 6
+    words = list(CAPTIONS["feature"].values())
+    by_length: dict[int, list[int]] = {}
+    for i, ids in enumerate(captioner.tokenize(tokenizer, words, 20)):
+        by_length.setdefault(len(ids), []).append(i)
+    for _ in range(60 // len(by_length)):
+        for alike in by_length.values():
+            trainer.train_step(_batch(tokenizer, [words[i] for i in alike], crops[alike]))
+    after = score(trainer, crops, specs, "feature")
+    assert after.right > 0.9 and after.worth > 1
 
 
 def test_captions_become_words_with_one_end_token(tokenizer: object) -> None:

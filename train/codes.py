@@ -15,32 +15,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panoserve.train.files import load_state, write_whole
+from panoserve.train.files import write_whole
 from panoserve.train.render import SCENES_A_SHARD, WIDTH, SceneStore, to_images
-from panoserve.train.tokenizer import MINI_VQ
+from panoserve.train.tokenizer import load_tokenizer
 from panoserve.train.workers import run_workers, world
 from panoserve.vq.model import VQModel
 
 
+def encode_scene(model: VQModel, pixels: NDArray[np.uint8], scene: int) -> NDArray[np.uint16]:
+    """The codes [24, columns] of scene number `scene`, pixels [192, 960, 3]."""
+    side = model.config.downsample
+    rng = np.random.default_rng([5, scene])
+    shift = int(rng.integers(side))
+    window = pixels[:, shift : shift + WIDTH - side]
+    if rng.random() < 0.5:
+        window = window[:, ::-1]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return model.encode(to_images(window[None].copy()))[0].numpy().astype(np.uint16)
+
+
 def encode_shard(model: VQModel, store: SceneStore, shard: int) -> NDArray[np.uint16]:
     """The codes [100, 24, columns] of one shard of scenes."""
-    side = model.config.downsample
-    rows = []
-    for scene in range(shard * SCENES_A_SHARD, (shard + 1) * SCENES_A_SHARD):
-        rng = np.random.default_rng([5, scene])
-        window = store.window(scene, int(rng.integers(side)), WIDTH - side, bool(rng.random() < 0.5))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            rows.append(model.encode(to_images(window[None].copy()))[0].numpy().astype(np.uint16))
-    return np.stack(rows)
+    return np.stack(
+        [
+            encode_scene(model, store.window(scene, 0, WIDTH, flip=False), scene)
+            for scene in range(shard * SCENES_A_SHARD, (shard + 1) * SCENES_A_SHARD)
+        ]
+    )
 
 
 def encode(rank: int, work: Path) -> None:
     """Encode this process's share of the shards."""
-    state = load_state(work / "tokenizer" / "state.pt")
-    if state is None:
-        raise FileNotFoundError(f"no tokenizer in {work}; run `python -m panoserve.train.tokenizer {work}` first")
-    model = VQModel(MINI_VQ).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    model.load_state_dict(state["model"])
+    model = load_tokenizer(work)
     store = SceneStore(work / "scenes")
     for shard in list(store.shards)[rank :: world()]:
         path = work / "codes" / f"{shard:04d}.npy"

@@ -1,4 +1,4 @@
-"""Stage 5: write the model folder that everything else reads.
+"""Stage 6: write the model folder that everything else reads.
 
 python -m panoserve.train.export WORK_DIR MODEL_DIR
 """

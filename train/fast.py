@@ -14,10 +14,11 @@ from panoserve.models.reference import Block, ReferenceModel, RMSNorm, rope_rows
 BAND = 160  # rows of attention scores at a time
 
 
-def causal_logits(model: ReferenceModel, x: Tensor, positions: Tensor) -> Tensor:
-    """Embeddings x [B, S, D] at grid `positions` [S] -> logits [B, S, V] in the dtype of x."""
+def causal_states(model: ReferenceModel, x: Tensor, positions: Tensor) -> list[Tensor]:
+    """Embeddings x [B, S, D] at grid `positions` [S] -> the states [B, S, D] after every layer, in the dtype of x."""
     turns = torch.view_as_complex(rope_rows(model.rope, positions).contiguous())[:, None]  # [S, 1, hd/2]
     future = torch.full((len(positions), len(positions)), -torch.inf, dtype=x.dtype).triu(1)
+    states = []
     for layer in model.layers:
         assert isinstance(layer, Block)
         x = x + _attend(layer, _norm(layer.attention_norm, x), turns, future)
@@ -25,7 +26,13 @@ def causal_logits(model: ReferenceModel, x: Tensor, positions: Tensor) -> Tensor
         both = torch.cat([layer.feed_forward.w1.weight, layer.feed_forward.w3.weight]).to(x.dtype)
         gate, value = F.linear(h, both).chunk(2, dim=-1)
         x = x + F.linear(F.silu(gate) * value, layer.feed_forward.w2.weight.to(x.dtype))
-    return F.linear(_norm(model.norm, x), model.output.weight.to(x.dtype))
+        states.append(x)
+    return states
+
+
+def logits_of(model: ReferenceModel, state: Tensor) -> Tensor:
+    """Logits [..., V] of the state [..., D] after the last layer."""
+    return F.linear(_norm(model.norm, state), model.output.weight.to(state.dtype))
 
 
 def _norm(norm: RMSNorm, x: Tensor) -> Tensor:

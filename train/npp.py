@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from panoserve.models.reference import ReferenceModel
-from panoserve.train.fast import causal_logits
+from panoserve.train.fast import causal_states, logits_of
 
 
 def patches(grid: Tensor, side: int, patch: int) -> Tensor:
@@ -27,21 +26,31 @@ def patch_positions(side: int, patch: int) -> Tensor:
     return (steps[:, None] * side + steps[None]).flatten()
 
 
-def patch_logits(model: ReferenceModel, codes: Tensor, prefix: Tensor, patch: int) -> Tensor:
-    """Teacher forcing over patches: logits [B, K, V] for codes [B, N] behind prefix [B, T, D], in prefix's dtype."""
+def patch_states(model: ReferenceModel, codes: Tensor, prefix: Tensor, patch: int) -> list[Tensor]:
+    """Teacher forcing over patches: for codes [B, N] behind prefix [B, T, D] the states [B, K, D] after every layer
+    from which the K patches are predicted, in prefix's dtype.
+    """
     side, rows = model.config.grid_side, prefix.shape[1]
     embedded = model.tok_embeddings(codes)
     if patch > 1:
         embedded = patches(embedded, side, patch).mean(dim=2)
     x = torch.cat([prefix, embedded[:, :-1].to(prefix.dtype)], dim=1)
     positions = torch.cat([torch.arange(-rows, 0), patch_positions(side, patch)[:-1]])
-    return causal_logits(model, x, positions)[:, rows - 1 :]
+    return [state[:, rows - 1 :] for state in causal_states(model, x, positions)]
+
+
+def patch_logits(model: ReferenceModel, codes: Tensor, prefix: Tensor, patch: int) -> Tensor:
+    """Teacher forcing over patches: logits [B, K, V]."""
+    return logits_of(model, patch_states(model, codes, prefix, patch)[-1])
+
+
+def patch_losses(model: ReferenceModel, logits: Tensor, codes: Tensor, patch: int) -> Tensor:
+    """Mean cross entropy [B] of every crop's codes [B, N] under its patches' distributions, logits [B, K, V] (nats)."""
+    targets = patches(codes, model.config.grid_side, patch)  # [B, K, P]
+    logits = logits.float()
+    return (logits.logsumexp(dim=-1, keepdim=True) - logits.gather(2, targets)).flatten(1).mean(dim=1)
 
 
 def patch_loss(model: ReferenceModel, codes: Tensor, prefix: Tensor, patch: int) -> Tensor:
     """Mean cross entropy of every code under its patch's distribution (nats)."""
-    logits = patch_logits(model, codes, prefix, patch).float()
-    if patch == 1:
-        return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
-    targets = patches(codes, model.config.grid_side, patch)  # [B, K, P]
-    return (logits.logsumexp(dim=-1, keepdim=True) - logits.gather(2, targets)).mean()
+    return patch_losses(model, patch_logits(model, codes, prefix, patch), codes, patch).mean()

@@ -82,7 +82,7 @@ def to_images(pixels: NDArray[np.uint8]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="render training scenes")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--shards", type=int, default=16, help="of 100 scenes each")
+    parser.add_argument("--shards", type=int, default=80, help="of 100 scenes each")
     parser.add_argument("--start", type=int, default=0, help="first shard, to split the work over processes")
     args = parser.parse_args()
     for shard in range(args.start, args.shards):

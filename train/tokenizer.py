@@ -201,6 +201,16 @@ class TokenizerTrainer:
         self.step = state["step"]
 
 
+def load_tokenizer(work: Path) -> VQModel:
+    """The tokenizer trained in the folder `work`, for encoding."""
+    state = load_state(work / "tokenizer" / "state.pt")
+    if state is None:
+        raise FileNotFoundError(f"no tokenizer in {work}; run `python -m panoserve.train.tokenizer {work}` first")
+    model = VQModel(MINI_VQ).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model.load_state_dict(state["model"])
+    return model
+
+
 def train(rank: int, work: Path, steps: int) -> None:
     """One process of the training run."""
     torch.manual_seed(0)

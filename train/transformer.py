@@ -1,10 +1,10 @@
-"""Stage 4: train the transformer and its text encoder together, on the codes of random crops.
+"""Stage 5: train the transformer and its text encoder together, on the codes of random crops.
 
     python -m panoserve.train.transformer WORK_DIR [--steps N] [--workers 2]
 
 A crop is a random 24-column window of a scene, so the model learns what the middle of a panorama looks like. The first
-parts of the run predict patches of 4 x 4 and of 2 x 2 codes (npp.py). Matrices are trained by Muon, everything else by
-AdamW.
+parts of the run predict patches of 4 x 4 and of 2 x 2 codes (npp.py). Beside the codes the model learns to keep in mind
+what its caption says (listening.py). Matrices are trained by Muon, everything else by AdamW.
 Resumes from WORK_DIR/transformer/state.pt.
 """
 
@@ -25,14 +25,16 @@ from panoserve.configs.model import ModelConfig, SamplingDefaults
 from panoserve.models.cleaning import clean_caption
 from panoserve.models.reference import CaptionEmbedder, ReferenceModel
 from panoserve.train.captioner import make_tokenizer, new_encoder, tokenize
+from panoserve.train.fast import logits_of
 from panoserve.train.files import Progress, load_state, save_state
+from panoserve.train.listening import WEIGHT, Listener, labels
 from panoserve.train.muon import Muon
-from panoserve.train.npp import patch_loss
+from panoserve.train.npp import patch_losses, patch_states
 from panoserve.train.render import SCENES_A_SHARD
 from panoserve.train.scenes import sample_spec
 from panoserve.train.scenes.captions import caption_of
 from panoserve.train.text_heads import open_text_heads
-from panoserve.train.tokenizer import MINI_VQ, cosine_rate
+from panoserve.train.tokenizer import MINI_VQ, cosine_rate, load_tokenizer
 from panoserve.train.workers import average_gradients, run_workers
 
 MINI = ModelConfig(
@@ -58,9 +60,11 @@ class TransformerRecipe:
     phases: tuple[tuple[float, int, int], ...] = ((0.07, 4, 64), (0.48, 2, 32), (1.0, 1, 8))
     matrix_rate: float = 0.03  # Muon
     other_rate: float = 3e-3  # AdamW
+    text_rate: float = 3e-4  # AdamW, for the encoder and what embeds its features
     warm_up: int = 10
     weight_decay: float = 0.05
     condition_dropout: float = 0.1
+    strangers: int = 8  # one crop in so many comes with the caption of another scene, for the listener alone
 
     def phase(self, step: int) -> tuple[int, int]:
         """(side of a patch, crops) of a step."""
@@ -72,6 +76,16 @@ class TransformerRecipe:
     def begins_codes(self, step: int) -> bool:
         """Whether this is the first step on single codes, before which text heads are opened (text_heads.py)."""
         return self.phase(step)[0] == 1 and (step == 0 or self.phase(step - 1)[0] > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Crops and captions of one step."""
+
+    codes: Tensor  # int64 [B, side * side]
+    ids: Tensor  # token ids of the captions, int64 [B, n]
+    labels: Tensor  # what the captions' scenes have (listening.py), int64 [B, attributes]
+    strangers: int  # so many crops, the first ones, are not what their captions say
 
 
 class CodeStore:
@@ -87,50 +101,59 @@ class CodeStore:
         self.scenes = [int(path.stem) * SCENES_A_SHARD + i for path in paths for i in range(SCENES_A_SHARD)]
 
     def batch(
-        self, rng: np.random.Generator, size: int, side: int, tokenizer: Any, limit: int
-    ) -> tuple[Tensor, Tensor]:
-        """Random crops as codes int64 [size, side * side], with the token ids [size, n] of fresh captions.
+        self, rng: np.random.Generator, size: int, side: int, tokenizer: Any, limit: int, strangers: int = 0
+    ) -> Batch:
+        """Random crops with fresh captions, the first `strangers` of them with captions of other scenes.
 
         All captions of a batch have the same number n of tokens (n itself is random, as captions have it), so that
         nothing is padded: attention is then plain causal attention, with exactly the prefix that serving has.
         """
         rows = rng.integers(len(self.codes), size=4 * size)
-        ids = tokenize(tokenizer, [clean_caption(caption_of(sample_spec(self.scenes[r]), rng)) for r in rows], limit)
+        specs = [sample_spec(self.scenes[row]) for row in rows]
+        ids = tokenize(tokenizer, [clean_caption(caption_of(spec, rng)) for spec in specs], limit)
         lengths = np.array([len(i) for i in ids])
         n = lengths[rng.integers(len(ids))]
         near = np.flatnonzero(lengths == n)
         chosen = near[np.arange(size) % len(near)]  # a rare length repeats its scenes, at other places
+        shown = rows[chosen]
+        shown[:strangers] = rng.integers(len(self.codes), size=strangers)
         lefts = rng.integers(0, self.codes.shape[2] - side + 1, size=size)
-        crops = [self.codes[rows[i], :, x : x + side].reshape(-1) for i, x in zip(chosen, lefts, strict=True)]
-        return torch.from_numpy(np.stack(crops).astype(np.int64)), torch.tensor([ids[i] for i in chosen])
+        crops = [self.codes[row, :, x : x + side].reshape(-1) for row, x in zip(shown, lefts, strict=True)]
+        return Batch(
+            torch.from_numpy(np.stack(crops).astype(np.int64)),
+            torch.tensor([ids[i] for i in chosen]),
+            torch.tensor([labels(specs[i]) for i in chosen]),
+            strangers,
+        )
 
 
 class TransformerTrainer:
-    """Transformer, text encoder, their two optimisers, and the step they are at."""
+    """Transformer, text encoder, reader and listener, their optimisers, and the step they are at."""
 
     def __init__(self, config: ModelConfig, recipe: TransformerRecipe, tokenizer: Any, encoder: nn.Module) -> None:
         self.recipe, self.step, self.tokenizer, self.encoder = recipe, 0, tokenizer, encoder
         self.model = ReferenceModel(config)
         self.model.init_weights()
-        blocks = [*self.model.layers.named_parameters(), *self.encoder.named_parameters()]
-        matrices = [p for name, p in blocks if p.ndim == 2 and "shared" not in name and "relative" not in name]
-        chosen = {id(p) for p in matrices}
-        self.parameters = list({id(p): p for p in (*self.model.parameters(), *self.encoder.parameters())}.values())
-        others = [p for p in self.parameters if id(p) not in chosen]
+        self.reader, self.listener = Listener(config.hidden_size), Listener(config.hidden_size)
+        parts = (self.model, self.encoder, self.reader, self.listener)
+        self.parameters = list({id(p): p for part in parts for p in part.parameters()}.values())
+        matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
+        # Muon moves a matrix equally far at any gradient: an encoder that can read forgets it within a hundred steps.
+        text = [*self.encoder.parameters(), *self.model.cls_embedding.parameters()]
+        apart = {id(p) for p in (*matrices, *text)}
+        others = [p for p in self.parameters if id(p) not in apart]
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-            (Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay), recipe.matrix_rate),
-            (
-                torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-                recipe.other_rate,
-            ),
+            (Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay), recipe.matrix_rate)
         ]
+        for group, rate in ((others, recipe.other_rate), (text, recipe.text_rate)):
+            adam = torch.optim.AdamW(group, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+            self.optimizers.append((adam, rate))
 
-    def prefix(self, ids: Tensor) -> Tensor:
-        """Embedded condition rows [B, n, D] of captions' token ids [B, n], some captions dropped for guidance."""
+    def prefix(self, ids: Tensor, dropped: Tensor) -> Tensor:
+        """Embedded condition rows [B, n, D] of captions' token ids [B, n]; of no caption where dropped (bool [B])."""
         features = self.encode(ids)
         embedder = self.model.cls_embedding
         assert isinstance(embedder, CaptionEmbedder)
-        dropped = torch.rand(len(ids)) < self.recipe.condition_dropout
         nothing = embedder.uncond_embedding[-ids.shape[1] :].to(features.dtype)
         return embedder(torch.where(dropped[:, None, None], nothing[None], features))
 
@@ -140,15 +163,24 @@ class TransformerTrainer:
         return features
 
     @torch.no_grad()
-    def open_text_heads(self, codes: Tensor, ids: Tensor) -> None:
+    def open_text_heads(self, batch: Batch) -> None:
         """Measure on these crops which heads to open, and open them."""
-        open_text_heads(self.model, codes, self.model.cls_embedding(self.encode(ids)))
+        open_text_heads(self.model, batch.codes, self.model.cls_embedding(self.encode(batch.ids)))
 
-    def train_step(self, codes: Tensor, ids: Tensor) -> float:
-        """One optimisation step on codes [B, N] with captions of token ids [B, n]; returns the loss (nats a code)."""
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimisation step; the losses of codes (nats a code), of what was read and heard (nats an attribute)."""
+        dropped = torch.rand(len(batch.ids)) < self.recipe.condition_dropout
+        dropped[: batch.strangers] = False
+        patch = self.recipe.phase(self.step)[0]
         with torch.autocast("cpu", torch.bfloat16):
-            prefix = self.prefix(ids).to(torch.bfloat16)
-        loss = patch_loss(self.model, codes, prefix, self.recipe.phase(self.step)[0])
+            prefix = self.prefix(batch.ids, dropped).to(torch.bfloat16)
+        states = patch_states(self.model, batch.codes, prefix, patch)
+        own, told = slice(batch.strangers, None), ~dropped
+        logits = logits_of(self.model, states[-1][own])
+        code_loss = patch_losses(self.model, logits, batch.codes[own], patch).mean()
+        read = self.reader.losses(prefix[told].mean(dim=1, keepdim=True), batch.labels[told])
+        heard = self.listener.losses(states[len(states) // 2][told], batch.labels[told])
+        loss = code_loss + WEIGHT * (read.mean() + heard.mean())
         loss.backward()
         average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -158,12 +190,18 @@ class TransformerTrainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return loss.item()
+        return {
+            "loss": code_loss.item(),
+            "read": read.mean().item(),
+            "heard": heard.mean().item(),
+        }
 
     def state(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
             "encoder": self.encoder.state_dict(),
+            "reader": self.reader.state_dict(),
+            "listener": self.listener.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "step": self.step,
         }
@@ -171,6 +209,8 @@ class TransformerTrainer:
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.encoder.load_state_dict(state["encoder"])
+        self.reader.load_state_dict(state["reader"])
+        self.listener.load_state_dict(state["listener"])
         for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
@@ -204,23 +244,33 @@ def train(rank: int, work: Path, steps: int) -> None:
     path = work / "transformer" / "state.pt"
     if (state := load_state(path)) is not None:
         trainer.load(state)
-    elif (tokenizer_state := load_state(work / "tokenizer" / "state.pt")) is not None:
-        codebook = tokenizer_state["model"]["quantize.embedding.weight"]
+    else:
+        codebook = load_tokenizer(work).quantize.codebook()
         start_from_codebook(trainer.model, nn.functional.normalize(codebook, dim=1))
+        reading = load_state(work / "reading" / "state.pt")
+        if reading is None:
+            raise FileNotFoundError(
+                f"no encoder that can read in {work}; run `python -m panoserve.train.reading {work}`"
+            )
+        trainer.encoder.load_state_dict(reading["encoder"])
+        trainer.model.cls_embedding.load_state_dict(reading["embedder"])
+        trainer.reader.load_state_dict(reading["reader"])
     torch.manual_seed(1000 * trainer.step + rank)
     store = CodeStore(work / "codes")
     progress = Progress(work / "transformer" / "log.jsonl")
-    recent: list[float] = []
+    recent: list[dict[str, float]] = []
     while trainer.step < steps:
         patch, crops = recipe.phase(trainer.step)
         rng = np.random.default_rng([9, trainer.step, rank])
         if recipe.begins_codes(trainer.step):  # every process measures on the same crops
             same = np.random.default_rng([9, trainer.step])
-            trainer.open_text_heads(*store.batch(same, 16, MINI.grid_side, trainer.tokenizer, MINI.caption_length))
-        codes, ids = store.batch(rng, crops, MINI.grid_side, trainer.tokenizer, MINI.caption_length)
-        recent = [*recent[-9:], trainer.train_step(codes, ids)]
+            trainer.open_text_heads(store.batch(same, 16, MINI.grid_side, trainer.tokenizer, MINI.caption_length))
+        strangers = crops // recipe.strangers
+        batch = store.batch(rng, crops, MINI.grid_side, trainer.tokenizer, MINI.caption_length, strangers)
+        recent = [*recent[-9:], trainer.train_step(batch)]
         if rank == 0 and trainer.step % 10 == 0:
-            progress.report(trainer.step, loss=float(np.mean(recent)), patch=patch)
+            means = {name: float(np.mean([losses[name] for losses in recent])) for name in recent[0]}
+            progress.report(trainer.step, **means, patch=patch)
         if trainer.step % 20 == 0:
             store = CodeStore(work / "codes")  # more may have been encoded meanwhile
             if rank == 0:
