@@ -101,7 +101,7 @@ def draw_gallery(pictures: int) -> tuple[dict[str, Any], dict[tuple[str, int], S
 
 
 def shown(steps: Steps) -> str:
-    return f"{steps.ratio:.2f}" if steps.borders else "-"
+    return f"{steps.ratio:.2f} | {steps.ratio_to_codes:.2f}" if steps.crops.count else "- | -"
 
 
 def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
@@ -112,11 +112,12 @@ def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
         "",
         "Pictures of the embedded model, one of each kind; written by `python -m panoserve.benchmarks.gallery`. The",
         "*seam ratio* is the mean absolute difference of neighbouring pixels across borders between crops, divided by",
-        f"the same everywhere else in the pictures (1 is invisible), over {pictures} pictures of different prompts and",
-        f"seeds. bfloat16; commit {machine['commit']}.",
+        "the same everywhere else in the pictures (1 is invisible), or by the same across other borders between codes,",
+        f"which are rougher than the inside of a code whoever drew them; over {pictures} pictures of different prompts",
+        f"and seeds. bfloat16; commit {machine['commit']}.",
         "",
-        "| kind | from column to column | from row to row |",
-        "| --- | --- | --- |",
+        "| kind | from column to column | over borders of codes | from row to row | over borders of codes |",
+        "| --- | --- | --- | --- | --- |",
         *(f"| {kind.name} | {shown(steps[kind.name, 1])} | {shown(steps[kind.name, 0])} |" for kind in KINDS),
     ]
     for kind in KINDS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,29 +10,50 @@ from numpy.typing import NDArray
 from panoserve.redirect.plan import Plan
 
 
-@dataclass(slots=True)
-class Steps:
-    """Sums of absolute differences of neighbouring pixels, across borders between crops and elsewhere."""
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Absolute differences of neighbouring pixels, summed and counted."""
 
-    border: float = 0.0
-    borders: int = 0
-    other: float = 0.0
-    others: int = 0
+    total: float = 0.0
+    count: int = 0
+
+    def __add__(self, more: Tally) -> Tally:
+        return Tally(self.total + more.total, self.count + more.count)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps from pixel to pixel: across borders of crops, across other borders of codes, and inside codes.
+
+    Borders of crops are borders of codes, and those are rougher than the inside of a code in any picture that a VQ
+    tokenizer decodes. So a ratio to everything else says how visible borders of crops are, and the ratio to other
+    borders of codes says what part of that the crops themselves answer for.
+    """
+
+    crops: Tally = field(default_factory=Tally)
+    codes: Tally = field(default_factory=Tally)
+    inside: Tally = field(default_factory=Tally)
 
     def __add__(self, more: Steps) -> Steps:
-        return Steps(
-            self.border + more.border,
-            self.borders + more.borders,
-            self.other + more.other,
-            self.others + more.others,
-        )
+        return Steps(self.crops + more.crops, self.codes + more.codes, self.inside + more.inside)
 
     @property
     def ratio(self) -> float:
-        """Mean step across borders divided by the mean step elsewhere; 1 is invisible, NaN if there is no border."""
-        if not self.borders or not self.other:
-            return float("nan")
-        return self.border / self.borders / (self.other / self.others)
+        """Mean step across borders of crops over the mean step elsewhere; 1 is invisible, NaN if there is no border."""
+        return _ratio(self.crops, self.codes + self.inside)
+
+    @property
+    def ratio_to_codes(self) -> float:
+        """The same over the mean step across other borders of codes."""
+        return _ratio(self.crops, self.codes)
+
+
+def _ratio(part: Tally, rest: Tally) -> float:
+    return part.mean / rest.mean if part.count and rest.total else float("nan")
 
 
 def drawn_by(plan: Plan) -> NDArray[np.int64]:
@@ -58,4 +79,6 @@ def seam_steps(image: NDArray[np.uint8], plan: Plan, axis: int, loop: bool = Fal
     crosses = np.roll(owner, -1, axis) != owner
     if not (loop and axis == 1):
         step, crosses = step.take(range(step.shape[axis] - 1), axis), crosses.take(range(step.shape[axis] - 1), axis)
-    return Steps(float(step[crosses].sum()), int(crosses.sum()), float(step[~crosses].sum()), int((~crosses).sum()))
+    ends = np.arange(step.shape[axis]) % scale == scale - 1  # the last pixel of a code
+    ends = np.broadcast_to(ends if axis == 1 else ends[:, None], step.shape)
+    return Steps(*(Tally(float(step[at].sum()), int(at.sum())) for at in (crosses, ends & ~crosses, ~ends)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panoserve.benchmarks.seams import Steps, drawn_by, seam_steps
+from panoserve.benchmarks.seams import Steps, Tally, drawn_by, seam_steps
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.redirect.layout import canvas_plan
 from panoserve.redirect.plan import Plan
@@ -27,22 +27,25 @@ def test_the_first_crop_draws_a_square_and_the_others_their_stride() -> None:
 
 def test_noise_has_no_seam() -> None:
     for rows, columns, axis in ((4, 40, 1), (40, 4, 0), (22, 22, 0), (22, 22, 1)):
-        assert seam_steps(noise(rows, columns), plan(rows, columns), axis).ratio == pytest.approx(1, abs=0.05)
+        steps = seam_steps(noise(rows, columns), plan(rows, columns), axis)
+        assert steps.ratio == pytest.approx(1, abs=0.05)
+        assert steps.ratio_to_codes == pytest.approx(1, abs=0.08)
 
 
 def test_the_axes_are_counted_apart() -> None:
     image = np.broadcast_to(np.arange(32, dtype=np.uint8)[:, None, None] * 8, (32, 80, 3))  # changes downwards only
-    assert seam_steps(image, plan(), 0).borders == 0 and seam_steps(image, plan(), 0).other > 0
+    down = seam_steps(image, plan(), 0)
+    assert down.crops.count == 0 and down.codes.mean == down.inside.mean == 8 and np.isnan(down.ratio)
     across = seam_steps(image, plan(), 1)
-    assert across.borders == 2 * 32 and across.border == across.other == 0
+    assert across.crops == Tally(0, 2 * 32) and across.codes.total == across.inside.total == 0
 
 
 def test_a_crop_of_another_brightness_is_found() -> None:
     image = noise(4, 10) // 16
     image[:, 32:56] += 100  # the second crop, whose two borders are the picture's only ones
     steps = seam_steps(image, plan(), 1)
-    assert steps.borders == 2 * 32 and steps.border / steps.borders > 90
-    assert steps.ratio > 10
+    assert steps.crops.count == 2 * 32 and steps.crops.mean > 90
+    assert steps.ratio > 10 and steps.ratio_to_codes > 10
     shifted = noise(4, 10) // 16
     shifted[:, 36:60] += 100  # the same elsewhere is not a seam
     assert seam_steps(shifted, plan(), 1).ratio < 1
@@ -55,8 +58,23 @@ def test_a_loop_has_a_border_more() -> None:
     assert closed.ratio > 3 > open_steps.ratio
 
 
+def test_rough_borders_of_codes_are_told_from_borders_of_crops() -> None:
+    """Codes of noise: every border of codes is rough, those of crops no more than others."""
+    image = noise(4, 40)[::8, ::8].repeat(8, axis=0).repeat(8, axis=1)
+    steps = seam_steps(image, plan(4, 40), 1)
+    assert steps.inside == Tally(0, 32 * 40 * 7)
+    assert steps.crops.count + steps.codes.count == 32 * 39
+    assert steps.ratio > 5 and steps.ratio_to_codes == pytest.approx(1, abs=0.2)
+    dim = image // 16
+    dim[:, 32:56] += 100  # the second crop is brighter, which its two borders of twelve show
+    steps = seam_steps(dim, plan(4, 40), 1)
+    assert steps.ratio_to_codes > 3 and steps.ratio > 3 * steps.ratio_to_codes
+
+
 def test_pictures_are_counted_together() -> None:
-    one, two = Steps(10, 1, 20, 10), Steps(2, 2, 10, 5)
-    assert one + two == Steps(12, 3, 30, 15)
+    one = Steps(Tally(10, 1), Tally(8, 2), Tally(12, 8))
+    two = Steps(Tally(2, 2), Tally(7, 1), Tally(3, 4))
+    assert one + two == Steps(Tally(12, 3), Tally(15, 3), Tally(15, 12))
     assert (one + two).ratio == pytest.approx(2)
-    assert np.isnan(Steps(0, 0, 20, 10).ratio)
+    assert (one + two).ratio_to_codes == pytest.approx(4 / 5)
+    assert np.isnan(Steps(codes=Tally(20, 10)).ratio) and np.isnan(Steps().ratio_to_codes)
