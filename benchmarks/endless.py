@@ -3,9 +3,10 @@
     python -m panoserve.benchmarks.endless --rows 64 --columns 4096
 
 Speed: as many crops as `--crops` names, one crop high, drawn as one request and in segments of several lengths, in
-turns; steps, seconds, codes a second. Memory: an endless run of rows x columns codes, decoded as it goes, with the
-process's resident memory and the cache's free blocks after every segment. Random weights of a small model, unless
-`--model` names a folder. Text encoding and files are not in it. The last line of output is one JSON object.
+turns; steps, seconds, codes a second (`--repeat 0` leaves it out). Memory: an endless run of rows x columns codes,
+decoded as it goes, with the process's resident memory and the cache's free blocks after every segment; `--minutes` ends
+it early, and what was measured until then is reported. Random weights of a small model, unless `--model` names a
+folder. Text encoding and files are not in it. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -95,9 +96,15 @@ def measure_speed(engine: Engine, crops: int, segment: int | None) -> Speed:
 
 
 def measure_memory(
-    engine: Engine, vq: VQModel, rows: int, columns: int, crops: int, report: Callable[[str], None]
+    engine: Engine,
+    vq: VQModel,
+    rows: int,
+    columns: int,
+    crops: int,
+    minutes: float | None,
+    report: Callable[[str], None],
 ) -> list[Memory]:
-    """Draw and decode rows x columns codes; pictures are thrown away."""
+    """Draw and decode rows x columns codes, or as many as there are after so many minutes; pictures are thrown away."""
     import psutil
 
     scheduler = engine._engine.engine_core.engine_core.scheduler
@@ -117,7 +124,23 @@ def measure_memory(
             )
         )
         report(str(samples[-1]))
+        if minutes is not None and samples[-1].seconds >= 60 * minutes:
+            break
     return samples
+
+
+def growth(samples: Sequence[Memory]) -> float | None:
+    """MiB that resident memory grows by in 1,000 columns, by least squares over the second half of a run.
+
+    The first half is left out, because a process takes its memory as it first needs it. None if there is too little.
+    """
+    later = samples[len(samples) // 2 :]
+    if len(later) < 3:
+        return None
+    columns = torch.tensor([sample.columns / 1000 for sample in later], dtype=torch.float64)
+    resident = torch.tensor([sample.resident_mib for sample in later], dtype=torch.float64)
+    across, up = columns - columns.mean(), resident - resident.mean()
+    return round(float((across * up).sum() / across.square().sum()), 3)
 
 
 def measure(options: argparse.Namespace, report: Callable[[str], None]) -> dict[str, Any]:
@@ -135,7 +158,9 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> dict[
                     speeds.append(measure_speed(engine, options.crops, segment))
                     report(str(speeds[-1]))
             if options.columns:
-                samples = measure_memory(engine, vq, options.rows, options.columns, options.segments[0], report)
+                samples = measure_memory(
+                    engine, vq, options.rows, options.columns, options.segments[0], options.minutes, report
+                )
             shape = asdict(engine.config)
     return {
         "benchmark": "endless",
@@ -146,6 +171,7 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> dict[
         "rows": options.rows,
         "speed": [asdict(speed) for speed in speeds],
         "memory": [asdict(sample) for sample in samples],
+        "mib_per_1000_columns": growth(samples),
     }
 
 
@@ -164,6 +190,12 @@ def tables(result: dict[str, Any]) -> str:
         lines.append(
             f"| {sample['columns']:,} | {sample['resident_mib']:,} | {sample['free_blocks']:,} | {sample['seconds']} |"
         )
+    if memory:
+        last = memory[-1]
+        grown = "too few samples" if (slope := result["mib_per_1000_columns"]) is None else f"{slope:+.2f} MiB"
+        lines.append(
+            f"\n{last['columns']:,} columns in {last['seconds']} s; in the second half, a 1,000 columns: {grown}"
+        )
     return "\n".join(lines)
 
 
@@ -176,9 +208,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--segments", type=int, nargs="+", default=[16, 8, 48], metavar="N", help="crops of a segment; the first draws "
         "the memory run"
     )  # fmt: skip
-    parser.add_argument("--repeat", type=int, default=2, help="rounds of the speed runs")
+    parser.add_argument("--repeat", type=int, default=2, help="rounds of the speed runs; 0 leaves them out")
     parser.add_argument("--rows", type=int, default=64, help="codes across the memory run")
     parser.add_argument("--columns", type=int, default=4096, help="codes along the memory run; 0 leaves it out")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="end the memory run after M minutes (default: never)"
+    )
     return parser.parse_args(arguments)
 
 

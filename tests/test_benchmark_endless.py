@@ -63,3 +63,31 @@ def test_the_endless_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert columns == [side + stride * (2 * i + 1) for i in range(len(columns))] and columns[-1] >= 100
     assert {sample["free_blocks"] for sample in result["memory"]} == {77}
     assert "| one request of 5 | 64 |" in output
+
+
+def test_a_run_of_limited_time_reports_what_it_saw(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clock that moves by 40 seconds whenever it is looked at: two segments, and then a minute is over."""
+    ticks = iter(range(0, 10**6, 40))
+    monkeypatch.setattr(endless, "Engine", ZeroEngine)
+    monkeypatch.setattr(endless, "perf_counter", lambda: next(ticks))
+    arguments = ["--repeat", "0", "--segments", "2", "--columns", "4000", "--minutes", "1"]
+    assert endless.main(arguments) == 0
+    output = capsys.readouterr().out
+    result = json.loads(output.splitlines()[-1])
+    assert [sample["seconds"] for sample in result["memory"]] == [40, 80]
+    assert result["speed"] == [] and result["mib_per_1000_columns"] is None
+    assert "in 80 s" in output and "too few samples" in output
+
+
+def test_growth_is_that_of_the_second_half() -> None:
+    def run(resident: list[float]) -> list[endless.Memory]:
+        return [
+            endless.Memory(columns=500 * i, resident_mib=mib, free_blocks=7, seconds=i)
+            for i, mib in enumerate(resident)
+        ]
+
+    assert endless.growth(run([100, 300, 500, 520, 520, 520, 520, 520])) == 0
+    assert endless.growth(run([100, 100, 100, 100, 100, 101, 102, 103])) == 2
+    assert endless.growth(run([100, 200, 300])) is None
