@@ -52,6 +52,10 @@ class PanoramaState:
     def id(self) -> str:
         return self.request.request_id
 
+    def priority_of(self) -> int:
+        """vLLM's: less is sooner."""
+        return self.request.priority
+
     def lane_blocks(self, block_size: int) -> int:
         """KV blocks of one lane's whole window, under the longest condition."""
         return -(-(max(map(len, self.prefixes)) + self.plan.grid.codes) // block_size)

@@ -8,7 +8,7 @@ waits, and the next turn is fed to it through `add_request`. All policy is elsew
 from __future__ import annotations
 
 import logging
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,7 +50,7 @@ class RedirectMixin(Scheduler):
                 "give the engine a larger cache (kv_cache_gib)"
             )
         self._panoramas: dict[str, PanoramaState] = {}  # under way, oldest first
-        self._queue: deque[PanoramaState] = deque()  # not begun: their KV does not fit yet
+        self._queue: list[PanoramaState] = []  # not begun, as their KV does not fit yet; by priority, then by age
         self._preempted: set[str] = set()  # lanes that lost their KV in this step
         if isinstance(self.connector, ShiftConnector):
             self.connector.bind_blocks(self.kv_cache_manager.get_block_ids)
@@ -63,7 +63,7 @@ class RedirectMixin(Scheduler):
         if args is None:
             super().add_request(request)
             return
-        self._queue.append(PanoramaState(request, args, self._shape.grid))
+        insort(self._queue, PanoramaState(request, args, self._shape.grid), key=PanoramaState.priority_of)
         self._advance()
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -172,15 +172,15 @@ class RedirectMixin(Scheduler):
                 self.finished_req_ids_dict[request.client_index].add(request.request_id)
 
     def _advance(self) -> None:
-        """Give back what is no longer needed, let in what fits, start every turn that can start; oldest first."""
+        """Give back what is no longer needed, let in what fits, start every turn that can; by priority, then by age."""
         for panorama in self._panoramas.values():
             for lane in list(panorama.progress.releasable()):
                 lane.released = True
                 self._free_lane(panorama, lane.lane.index)
                 self._admission.release(panorama.id, panorama.ahead_with())
         while self._queue and self._begin(self._queue[0]):
-            self._queue.popleft()
-        for panorama in self._panoramas.values():
+            del self._queue[0]
+        for panorama in sorted(self._panoramas.values(), key=PanoramaState.priority_of):
             for lane in panorama.progress.lanes:
                 if panorama.progress.can_start(lane) and self._admit(panorama, lane):
                     self._start_turn(panorama, lane)
@@ -230,7 +230,7 @@ class RedirectMixin(Scheduler):
         panorama.admitted.clear()
         self._admission.end(panorama.id)
         self._panoramas.pop(panorama.id, None)
-        self._queue = deque(waiting for waiting in self._queue if waiting is not panorama)
+        self._queue = [waiting for waiting in self._queue if waiting is not panorama]
 
 
 class RedirectScheduler(RedirectMixin, Scheduler):

@@ -270,7 +270,8 @@ class Engine(_EngineBase):
 
     def _submit(self, submission: Submission, running: dict[str, Drawing]) -> str:
         request_id = uuid.uuid4().hex
-        self._engine.add_request(request_id, submission.prompt, submission.params)
+        priority = submission.request.priority
+        self._engine.add_request(request_id, submission.prompt, submission.params, priority=priority)
         running[request_id] = self._drawing(submission)
         return request_id
 
@@ -372,7 +373,10 @@ class AsyncEngine(_EngineBase):
         submission = drawing.submission
         try:
             request_id = request_id or uuid.uuid4().hex
-            async for output in self._engine.generate(submission.prompt, submission.params, request_id):
+            priority = submission.request.priority
+            async for output in self._engine.generate(
+                submission.prompt, submission.params, request_id, priority=priority
+            ):
                 for row in drawing.take(output):
                     yield row
         except EngineDeadError as error:

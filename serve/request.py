@@ -24,6 +24,7 @@ DEFAULT_CROPS_WIDE = 6
 MAX_GUIDANCE = 100.0
 MAX_TEMPERATURE = 10.0
 MAX_SEED = 2**63 - 1
+MAX_PRIORITY = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +56,7 @@ class PanoramaRequest:
     blend: Place = 0  # over what width prompts shade into each other: caption features are mixed
     negative_prompt: str | None = None  # what guidance leads away from, in place of "nothing in particular"
     negative_features: torch.Tensor | None = None  # [m, caption_dim]: the same as a text encoder's output
+    priority: int = 0  # of the requests that wait for a place in the cache, which begins first: that of the least
     part: Part | None = None  # where the canvas stands on a larger picture that is drawn part by part
 
     def resolve(self, config: ModelConfig, context: str = "reuse") -> PanoramaRequest:
@@ -115,6 +117,7 @@ class PanoramaRequest:
         if self.top_p == 0:
             raise InvalidRequestError("top_p is 0, but must be above 0 and at most 1 (1 keeps every code)", "top_p")
         check_whole("seed", self.seed, 0, MAX_SEED)
+        check_whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
         if self.context not in CONTEXTS:
             raise InvalidRequestError(f"context is {self.context!r}, but must be {' or '.join(CONTEXTS)}", "context")
 

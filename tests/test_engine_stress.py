@@ -1,4 +1,7 @@
-"""Many panoramas of mixed kinds at once, some aborted, in a cache of a few lanes: nothing leaks, hangs or differs."""
+"""Many panoramas at once: mixed kinds, some aborted, several of a prompt, by priority, in a cache of a few lanes.
+
+Nothing leaks, hangs or differs from what is drawn alone.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,48 @@ def assert_clean(scheduler: Any, free: int) -> None:
     assert not scheduler.requests and not scheduler._panoramas and not scheduler._admission.holdings
     assert not scheduler._queue and not scheduler._preempted
     assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == free
+
+
+def test_several_pictures_of_a_prompt_are_those_drawn_alone(
+    class_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled, seeds counted up as the server does for `n`, all in a cache of three lanes, under mixed priorities."""
+    scheduler = class_engine._engine.engine_core.engine_core.scheduler
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    base: dict[str, Any] = {"width": 16 * 10, "height": 64, "stride": 3, "guidance": 2.0, "temperature": 1.0}
+    requests = [
+        PanoramaRequest(**base, label=label, seed=seed, context=context, priority=seed % 3 - 1)
+        for label, context in ((3, "reuse"), (6, "recompute"))
+        for seed in range(4)
+    ]
+    alone = [class_engine.generate([request], decode=False, progress=False)[0].codes for request in requests]
+    assert len({tuple(codes.flatten().tolist()) for codes in alone}) == len(requests)
+    monkeypatch.setattr(scheduler._admission, "blocks", 3)
+    together = class_engine.generate(requests, decode=False, progress=False)
+    assert [result.codes.tolist() for result in together] == [codes.tolist() for codes in alone]
+    class_engine._engine.step()
+    assert_clean(scheduler, free)
+
+
+def test_what_waits_begins_by_priority_and_then_by_age(class_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane at a time: what is under way goes on; of the rest, the least number is first, and equals keep turns."""
+    scheduler = class_engine._engine.engine_core.engine_core.scheduler
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    monkeypatch.setattr(scheduler._admission, "blocks", 1)
+    base: dict[str, Any] = {"label": 3, "width": 64, "height": 64, "temperature": 0.0}
+    priorities = [5, 0, 1, -1, 0, 1]
+    requests = [PanoramaRequest(**base, priority=priority) for priority in priorities]
+    running: dict[str, Any] = {}
+    ids = [class_engine._submit(s, running) for s in class_engine._prepare(requests, decode=False)]
+    finished: list[int] = []
+    while running:
+        for request_id, error in class_engine._step(running, int):
+            assert error is None
+            del running[request_id]
+            finished.append(ids.index(request_id))
+    assert finished == [0, 3, 1, 4, 2, 5]
+    class_engine._engine.step()
+    assert_clean(scheduler, free)
 
 
 def test_a_failed_step_takes_only_what_was_under_way(

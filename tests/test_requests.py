@@ -140,6 +140,7 @@ BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
     (CLASS, {"label": 1, "top_p": 0.0}, "top_p", "above 0"),
     (CLASS, {"label": 1, "top_p": 1.5}, "top_p", "from 0 to 1"),
     (CLASS, {"label": 1, "seed": -3}, "seed", "from 0"),
+    (CLASS, {"label": 1, "priority": 0.5}, "priority", "a whole number"),
     (CLASS, {"label": 1, "context": "both"}, "context", "reuse or recompute"),
     (replace(CLASS, unconditional=False), {"label": 1, "guidance": 2.0}, "guidance", "no unconditional branch"),
 ]
