@@ -100,18 +100,24 @@ class _EngineBase(ABC):
 
         return load_vq(self.folder.path / "vq", device="cuda" if torch.cuda.is_available() else "cpu")
 
-    def decode(self, codes: torch.Tensor, loop: bool = False) -> Image:
-        """The picture of a canvas of codes [H, W]; with `loop`, its right edge is decoded to meet the left one."""
+    def decode(self, codes: torch.Tensor, loop: bool = False, scenes: bool = False) -> Image:
+        """The picture of a canvas of codes [H, W].
+
+        loop: its right edge is decoded to meet the left one. scenes: it shows several, and is decoded in windows.
+        """
+        from panoserve.vq.endless import decode_windows
         from panoserve.vq.images import to_pil
         from panoserve.vq.tiled import decode_tiled
 
+        if scenes and not loop:
+            return to_pil(decode_windows(self.vq, codes, self.config.grid_side))
         return to_pil(decode_tiled(self.vq, codes[None], around=loop)[0])
 
     def picture(self, panorama: Panorama) -> Image:
         """The picture of what was drawn; one that is smaller than a crop is cut out of the crop's picture."""
         request = panorama.request
         if panorama.canvas is None:
-            return self.decode(panorama.codes, request.loop)
+            return self.decode(panorama.codes, request.loop, scenes=bool(request.prompts))
         return self.decode(panorama.canvas).crop(request.frame(self.config).box(self.config.downsample))
 
     def _prepare(self, requests: Sequence[PanoramaRequest], decode: bool) -> list[Submission]:

@@ -14,6 +14,7 @@ from panoserve import Panorama, PanoramaRequest
 from panoserve.serve.drawing import Row
 from panoserve.serve.engine import AsyncEngine
 from panoserve.serve.request import PanoramaStats
+from panoserve.vq.endless import decode_windows
 from panoserve.vq.images import to_pil
 
 SIDE, SCALE = TINY_CONFIG.grid_side, TINY_CONFIG.downsample
@@ -53,6 +54,19 @@ def test_pixels_are_cut_out_of_the_decoded_crop() -> None:
     panorama = engine._panorama(drawing, decode=True)
     assert panorama.canvas is None and panorama.image is not None
     assert panorama.image.tobytes() == whole.tobytes()
+
+
+def test_a_panorama_of_several_prompts_is_decoded_in_windows() -> None:
+    engine, columns = engine_of_nothing(), 4 * SIDE
+    prompts = [{"prompt": "a hill", "left": 0.5}]
+    size = {"width": columns * SCALE, "height": SIDE * SCALE}
+    for loop in (False, True):
+        request = PanoramaRequest(prompt="a sea", prompts=prompts, loop=loop, **size).resolve(TINY_CONFIG)
+        codes = canvas_of(request)
+        image = engine.picture(Panorama(request, codes, None, STATS, truncated=False))
+        windows = to_pil(decode_windows(filled_vq(TINY_VQ), codes, SIDE))
+        whole = to_pil(filled_vq(TINY_VQ).decode(codes[None], loop)[0])
+        assert image.tobytes() == (whole if loop else windows).tobytes() and whole.tobytes() != windows.tobytes()
 
 
 def test_rows_are_those_of_the_picture() -> None:

@@ -9,7 +9,7 @@ import torch
 from live_memory import peak_bytes
 from vq_weights import TINY_VQ, filled_vq
 
-from panoserve.vq.endless import EndlessDecoder
+from panoserve.vq.endless import EndlessDecoder, decode_windows
 from panoserve.vq.model import VQModel
 
 SIDE = 8  # codes of a crop: tiles of 16, windows of 20
@@ -70,6 +70,27 @@ def test_a_canvas_of_one_window_is_its_whole_decode(model: VQModel) -> None:
     assert rest is not None
     assert torch.allclose(rest, model.decode(codes[None, :, :19])[0], atol=1e-5)
     assert torch.equal(next(decoder.push(codes[:, 19:])), decode(model, codes, [50])[0])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_canvas_in_windows_is_its_tiles(model: VQModel, axis: int) -> None:
+    """Along the longer side; one that is not longer than a window is decoded whole."""
+    codes = smooth_codes(8, 50) if axis else smooth_codes(50, 8)
+    assert torch.equal(decode_windows(model, codes, SIDE), torch.cat(decode(model, codes, [50], axis), dim=axis + 1))
+    short = codes.narrow(axis, 0, 20)
+    assert torch.allclose(decode_windows(model, short, SIDE), model.decode(short[None])[0], atol=1e-5)
+
+
+def test_scenes_far_away_do_not_change_a_picture(model: VQModel) -> None:
+    """Two canvases that differ in their right half have the same left part in windows, and not when decoded whole."""
+    one = smooth_codes(8, 100)
+    other = one.clone()
+    other[:, 60:] = (other[:, 60:] + 9) % TINY_VQ.codebook_size
+    left = slice(0, 40 * SCALE)
+    in_windows = [decode_windows(model, codes, SIDE)[:, :, left] for codes in (one, other)]
+    whole = [model.decode(codes[None])[0][:, :, left] for codes in (one, other)]
+    assert torch.equal(*in_windows)
+    assert not torch.allclose(*whole, atol=1e-3)
 
 
 def steps(picture: torch.Tensor, columns: list[int]) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from panoserve.vq.model import VQModel
-from panoserve.vq.tiled import decode_tiled
+from panoserve.vq.tiled import DEFAULT_MEMORY, decode_tiled
 
 TILE_CROPS = 2  # sides of a crop: a window is little longer than what the tokenizer was trained on
 OVERLAP_SHARE = 2  # of a crop's side: what two windows share
@@ -29,9 +29,13 @@ class EndlessDecoder:
     many there are.
     """
 
-    def __init__(self, model: VQModel, side: int, axis: int = 1, first: int = 0) -> None:
-        """side: of a crop, in codes. first: the first tile to give; the codes must then begin at `resume_at(first)`."""
+    def __init__(self, model: VQModel, side: int, axis: int = 1, first: int = 0, memory: int = DEFAULT_MEMORY) -> None:
+        """side: of a crop, in codes. first: the first tile to give; the codes must then begin at `resume_at(first)`.
+
+        memory: of a window's decode, as in `decode_tiled`.
+        """
         self.model = model
+        self.memory = memory
         self.axis = axis
         self.tile = TILE_CROPS * side
         self.overlap = max(1, side // OVERLAP_SHARE)
@@ -77,7 +81,7 @@ class EndlessDecoder:
         first = max(self.begin, min(start, stop - self.tile - self.overlap))  # no window is shorter if it need not be
         window = self.codes.narrow(self.axis, first - self.begin, stop - first)
         scale, dim = self.model.config.downsample, self.axis + 1
-        pixels = decode_tiled(self.model, window[None])[0].cpu()
+        pixels = decode_tiled(self.model, window[None], memory=self.memory)[0].cpu()
         pixels = pixels.narrow(dim, (start - first) * scale, (stop - start) * scale).clone()
         if self._faded is not None:
             length = self.overlap * scale
@@ -92,3 +96,15 @@ class EndlessDecoder:
         places = (torch.arange(length) + 0.5) / length
         ramp = ((places - 0.5) / FADE + 0.5).clamp(0, 1)
         return ramp.view(1, 1, -1) if self.axis else ramp.view(1, -1, 1)
+
+
+def decode_windows(model: VQModel, codes: Tensor, side: int, memory: int = DEFAULT_MEMORY) -> Tensor:
+    """A canvas [H, W] that shows several scenes -> its picture, float32 [3, H, W], in windows along its longer side.
+
+    Statistics over all of such a canvas give every scene something of the others' colours (docs/log.md). side, memory:
+    as of EndlessDecoder.
+    """
+    decoder = EndlessDecoder(model, side, axis=int(codes.shape[1] >= codes.shape[0]), memory=memory)
+    tiles = list(decoder.push(codes))
+    rest = decoder.finish()
+    return torch.cat(tiles if rest is None else [*tiles, rest], dim=decoder.axis + 1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from panoserve.serve.http.fields import ImageJob
 from panoserve.serve.http.metrics import Metrics
+from panoserve.vq.endless import decode_windows
 from panoserve.vq.images import to_pil
 from panoserve.vq.tiled import decode_tiled
 
@@ -51,7 +52,11 @@ class Studio:
     def _picture(self, codes: torch.Tensor, job: ImageJob) -> bytes:
         begun = time.perf_counter()
         request, side = job.requests[0], self._vq.config.downsample
-        image = to_pil(decode_tiled(self._vq, codes[None], memory=self._memory, around=request.loop)[0])
+        if request.prompts and not request.loop:
+            pixels = decode_windows(self._vq, codes, self._model.grid_side, self._memory)
+        else:
+            pixels = decode_tiled(self._vq, codes[None], memory=self._memory, around=request.loop)[0]
+        image = to_pil(pixels)
         canvas, frame = request.canvas(self._model), request.frame(self._model)
         size = canvas.columns * side, canvas.rows * side
         if image.size != size:
