@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -17,10 +18,11 @@ from pathlib import Path
 from panoserve.cli import build_parser
 from panoserve.cli_record import PREFIX, DrawRecord
 from panoserve.configs.grid import Canvas, Grid
-from panoserve.redirect.layout import canvas_plan
+from panoserve.redirect.layout import canvas_plan, crop_windows
 from panoserve.redirect.picture import plan_svg
 from panoserve.redirect.plan import Draw
 from panoserve.redirect.simulate import predict
+from panoserve.serve.two_pass import HOLD, given_shares
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- files: made by `make docs` -->\n", "<!-- end of files -->\n"
@@ -181,6 +183,17 @@ def given_svg() -> str:
     return plan_svg(plan, 50, "grey: given beforehand")
 
 
+def two_pass_svg() -> str:
+    """The second of two passes: what a schedule gives, and what crops draw between."""
+    canvas, grid, stride = Canvas(18, 32), Grid(8, 1), 6
+    windows = [place for _, place in crop_windows(canvas, grid, stride, stride, loop=False)]
+    chance = random.Random(0)
+    shares = given_shares(canvas, windows, grid.side, HOLD).tolist()
+    known = [[chance.random() < share for share in row] for row in shares]
+    plan = canvas_plan(canvas, grid, stride, "reuse", known=known)
+    return plan_svg(plan, 0, "grey: given by the first pass")
+
+
 def kind_svg(name: str) -> str:
     """A panorama of one kind while it is drawn."""
     (rows, columns), loop, steps = KINDS[name]
@@ -198,6 +211,7 @@ def pages() -> dict[Path, str]:
         docs / "wavefront.svg": wavefront_svg(),
         docs / "redirect-prompts.svg": prompts_svg(),
         docs / "redirect-given.svg": given_svg(),
+        docs / "redirect-two-pass.svg": two_pass_svg(),
         **{docs / f"redirect-{name}.svg": kind_svg(name) for name in KINDS},
     }
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from panoserve.cli_options import add_engine_options, add_sampling, add_subject, gib, place, size
 from panoserve.errors import PanoserveError
 from panoserve.serve.settings import DTYPES
+from panoserve.serve.two_pass import HOLD
 from panoserve.version import __version__
 
 
@@ -72,6 +73,18 @@ def _generate(commands: Any) -> None:
     )
     parser.add_argument(
         "--loop", action="store_true", help="a view all around: the right edge meets the left one, in the picture too"
+    )
+    parser.add_argument(
+        "--two-pass",
+        action="store_true",
+        help="draw a coarse panorama first, one crop high (or wide), and then this one, guided by it; for panoramas of "
+        "more than one crop each way",
+    )
+    parser.add_argument(
+        "--hold",
+        type=float,
+        metavar="P",
+        help=f"with --two-pass: share of the coarse picture's codes that is kept inside crops (default: {HOLD:g})",
     )
     add_sampling(parser)
     parser.add_argument(

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -29,11 +29,13 @@ from panoserve.cli_files import (
 from panoserve.cli_model import open_folder
 from panoserve.cli_record import DrawRecord, read_record, write_png
 from panoserve.errors import InvalidRequestError, ModelFolderError
+from panoserve.serve.two_pass import HOLD
 from panoserve.version import __version__
 
 if TYPE_CHECKING:
     from panoserve import Panorama, PanoramaRequest
     from panoserve.serve.folder import ModelFolder
+    from panoserve.serve.request import PanoramaStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Job:
     codes: Path | None
     json: bool
     verbose: bool
+    hold: float | None = None  # drawn in two passes, with this share of the first one's codes (serve/two_pass.py)
 
     @property
     def decode(self) -> bool:
@@ -65,6 +68,8 @@ def generate(arguments: argparse.Namespace) -> int:
         raise InvalidRequestError("--no-decode needs --codes FILE.safetensors or --json, or the codes would be lost")
     if not arguments.no_decode and arguments.output is None:
         raise InvalidRequestError("no output was named; add -o out.png (or --no-decode with --codes or --json)")
+    if arguments.hold is not None and not arguments.two_pass:
+        raise InvalidRequestError("--hold says how a second pass is drawn; add --two-pass, or leave it out")
     width, height = arguments.size or (None, None)
     folder = open_folder(arguments.model)
     values = {
@@ -87,6 +92,7 @@ def generate(arguments: argparse.Namespace) -> int:
             codes=arguments.codes,
             json=arguments.json,
             verbose=arguments.verbose,
+            hold=(HOLD if arguments.hold is None else arguments.hold) if arguments.two_pass else None,
         )
     )
 
@@ -115,6 +121,7 @@ def replay(arguments: argparse.Namespace) -> int:
             codes=None,
             json=arguments.json,
             verbose=arguments.verbose,
+            hold=record.hold,
         )
     )
 
@@ -160,10 +167,11 @@ def _run(job: Job) -> int:
     if job.codes is not None:
         check_output(job.codes, ".safetensors")
     check_folder(job)
-    job.request.resolve(job.folder.config, job.context)  # raises what the engine would raise, ten seconds earlier
-    panorama = _draw(job)
+    _check_request(job)
+    panorama, coarse = _draw(job)
     fingerprint = fingerprint_model(job.folder.path)
     record = record_of(panorama.request, job.features, job.folder, fingerprint, job.context, job.dtype)
+    record = replace(record, hold=job.hold)
     if panorama.truncated:
         limit = job.folder.config.caption_length
         warn(f"the prompt is longer than the {limit} tokens that the model takes; its end was not used")
@@ -173,8 +181,23 @@ def _run(job: Job) -> int:
         if panorama.image is None:
             raise RuntimeError("the engine returned no picture although one was asked for")
         write_png(panorama.image, job.output, record)
-    _tell(panorama, record, job)
+    _tell(panorama, coarse, record, job)
     return 0
+
+
+def _check_request(job: Job) -> None:
+    """Raise what the engine would raise, ten seconds earlier."""
+    if job.hold is None:
+        job.request.resolve(job.folder.config, job.context)
+        return
+    from panoserve.serve.two_pass import check_two_pass
+
+    check_two_pass(job.request, job.folder.config, job.context, job.hold)
+    if not job.folder.has_vq:
+        raise ModelFolderError(
+            f"model folder {job.folder.path} has no vq/, which reads the first of two passes; leave out --two-pass, or "
+            "convert the checkpoint again with --vq"
+        )
 
 
 def check_folder(job: Job) -> None:
@@ -206,14 +229,19 @@ def check_same_model(record: DrawRecord, folder: ModelFolder, *, named: bool) ->
         warn(f"the picture was drawn by panoserve {record.version}, this is {__version__}; the new picture may differ")
 
 
-def _draw(job: Job) -> Panorama:
-    """Start the engine, draw the one request, stop the engine."""
+def _draw(job: Job) -> tuple[Panorama, PanoramaStats | None]:
+    """Start the engine, draw the one request, stop the engine; the counters of a first pass are the second result."""
     with quiet_engine(job.verbose):
         from panoserve import Engine
 
         settings = {"dtype": job.dtype, "context": job.context, "kv_cache_gib": job.kv_cache_gib}
         with Engine(job.folder.path, **settings) as engine:
-            return engine.generate([job.request], decode=job.decode, progress=True)[0]
+            if job.hold is None:
+                return engine.generate([job.request], decode=job.decode, progress=True)[0], None
+            from panoserve.serve.two_pass import draw_two_pass
+
+            [two] = draw_two_pass(engine, [job.request], hold=job.hold, decode=job.decode)
+            return replace(two.panorama, request=two.request), two.coarse.stats
 
 
 @contextmanager
@@ -263,7 +291,7 @@ def record_of(
     )
 
 
-def _tell(panorama: Panorama, record: DrawRecord, job: Job) -> None:
+def _tell(panorama: Panorama, coarse: PanoramaStats | None, record: DrawRecord, job: Job) -> None:
     stats = asdict(panorama.stats)
     if job.json:
         print(
@@ -274,14 +302,16 @@ def _tell(panorama: Panorama, record: DrawRecord, job: Job) -> None:
                     "request": asdict(record),
                     "truncated": panorama.truncated,
                     "stats": stats,
+                    **({} if coarse is None else {"coarse": asdict(coarse)}),
                     "codes": panorama.codes.tolist(),
                 }
             )
         )
         return
     written = " and ".join(str(path) for path in (job.output, job.codes) if path is not None)
+    first = "" if coarse is None else f"a first pass of {coarse.steps} steps in {coarse.seconds:.1f} s, then "
     print(
-        f"{written}: {record.width} x {record.height} pixels, seed {record.seed}, {stats['drawn']} codes in "
+        f"{written}: {record.width} x {record.height} pixels, seed {record.seed}, {first}{stats['drawn']} codes in "
         f"{stats['steps']} steps, {stats['seconds']:.1f} s"
     )
 
