@@ -1,6 +1,6 @@
 """The sequential baseline: a panorama drawn as the upstream method does it, in well-written plain PyTorch.
 
-One code at a time, one crop after another. Each crop starts with one pass over its condition row and the given codes
+One code at a time, one crop after another. Each crop starts with one pass over its condition rows and the given codes
 of its first row; from there every code, given or drawn, goes through the model alone: N - (g - c) passes for each crop
 after the first (facts.md 6.4; upstream leaves those first given codes stale instead, at the same number of passes).
 
@@ -62,14 +62,34 @@ class LayerWeights:
         )
 
 
+def class_prefix(config: ModelConfig, weights: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """The condition row of each class of `labels` [P], and of no class, conditional streams first: [2P, 1, D]."""
+    table = weights["cls_embedding.embedding_table.weight"]
+    return table[torch.cat([labels, torch.full_like(labels, config.num_classes)])][:, None]
+
+
+def caption_prefix(weights: dict[str, Tensor], features: Tensor) -> Tensor:
+    """The condition rows of captions [P, n, caption_dim], and of no caption, conditional streams first: [2P, n, D].
+
+    Beside a caption of n rows the other stream has the last n rows of uncond_embedding (facts.md 1.9).
+    """
+    nothing = weights["cls_embedding.uncond_embedding"][-features.shape[1] :].expand_as(features)
+    rows = torch.cat([features.to(nothing), nothing])
+    hidden = F.gelu(F.linear(rows, weights["cls_embedding.cap_proj.fc1.weight"]), approximate="tanh")
+    return F.linear(hidden, weights["cls_embedding.cap_proj.fc2.weight"])
+
+
 class SequentialSampler:
-    """Draws codes one by one for `labels` [P]: P class-conditional panoramas in lock-step, two streams each."""
+    """Draws codes one by one for P panoramas in lock-step, two streams each.
+
+    prefix [2P, L, D]: their embedded condition rows (`class_prefix`, `caption_prefix`).
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         weights: dict[str, Tensor],
-        labels: Tensor,
+        prefix: Tensor,
         *,
         guidance: float = 4.0,
         top_k: int = 0,
@@ -79,28 +99,27 @@ class SequentialSampler:
         self.layers = [LayerWeights.of(weights, index) for index in range(config.num_hidden_layers)]
         self.norm, self.output = weights["norm.weight"], weights["output.weight"]
         self.codebook = weights["tok_embeddings.weight"]
-        table = weights["cls_embedding.embedding_table.weight"]
-        self.prefix = table[torch.cat([labels, torch.full_like(labels, config.num_classes)])][:, None]  # [2P, 1, D]
+        self.prefix = prefix
         self.rope = rope_table(config.grid_side, config.head_dim, config.rope_theta)
-        slots = config.grid.codes + 1
-        shape = (config.num_hidden_layers, len(self.prefix), config.num_attention_heads, slots, config.head_dim)
-        self.keys, self.values = table.new_zeros(shape), table.new_zeros(shape)
+        slots = config.grid.codes + prefix.shape[1]
+        shape = (config.num_hidden_layers, len(prefix), config.num_attention_heads, slots, config.head_dim)
+        self.keys, self.values = prefix.new_zeros(shape), prefix.new_zeros(shape)
 
     @torch.inference_mode()
     def start(self, codes: Tensor) -> Tensor:
-        """Begin a crop: one pass over the condition row and its first given codes [P, k]; draws code k: [P]."""
+        """Begin a crop: one pass over the condition rows and its first given codes [P, k]; draws code k: [P]."""
         x = torch.cat([self.prefix, self.codebook[codes].repeat(2, 1, 1)], dim=1)
         return self._sample(self._forward(x, 0))
 
     @torch.inference_mode()
     def step(self, codes: Tensor, position: int) -> Tensor:
         """Feed the code [P] of grid `position`; draws the one after it: [P]."""
-        return self._sample(self._forward(self.codebook[codes].repeat(2, 1)[:, None], position + 1))
+        return self._sample(self._forward(self.codebook[codes].repeat(2, 1)[:, None], position + self.prefix.shape[1]))
 
     def _forward(self, x: Tensor, slot: int) -> Tensor:
         """Embeddings x [2P, S, D] for slots slot .. slot+S-1 -> guided float32 logits [P, V] after the last."""
         count, end = x.shape[1], slot + x.shape[1]
-        rope = rope_rows(self.rope, torch.arange(slot, end) - 1)  # [S, hd/2, 2]; slot 0 is the condition row
+        rope = rope_rows(self.rope, torch.arange(slot, end) - self.prefix.shape[1])  # [S, hd/2, 2]
         turns = torch.view_as_complex(rope)[:, None]
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             qkv = F.linear(self._rms_norm(x, layer.attention_norm), layer.wqkv)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from panoserve.benchmarks.machine import describe, load_average
+from panoserve.benchmarks.results import Result, append_result, markdown, measured_on
 from panoserve.configs.model import ModelConfig
 from panoserve.serve.engine import Engine
 from panoserve.serve.request import PanoramaRequest
@@ -143,7 +144,7 @@ def growth(samples: Sequence[Memory]) -> float | None:
     return round(float((across * up).sum() / across.square().sum()), 3)
 
 
-def measure(options: argparse.Namespace, report: Callable[[str], None]) -> dict[str, Any]:
+def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Result:
     """Run everything; the whole result as one JSON-ready object."""
     with tempfile.TemporaryDirectory() as folder:
         load_format = "auto"
@@ -175,28 +176,31 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> dict[
     }
 
 
-def tables(result: dict[str, Any]) -> str:
-    """The result for people (Markdown, as in docs/benchmarks.md)."""
-    lines = ["| segment, crops | steps | seconds | codes/s | load |", "| --- | --- | --- | --- | --- |"]
-    for speed in result["speed"]:
-        segment = speed["segment"] or f"one request of {result['crops']}"
-        lines.append(
-            f"| {segment} | {speed['steps']:,} | {speed['seconds']:.1f} | {speed['codes_per_second']:.0f} "
-            f"| {speed['load']} |"
-        )
-    lines += ["", "| columns drawn | resident, MiB | free KV blocks | seconds |", "| --- | --- | --- | --- |"]
+def tables(result: Result) -> str:
+    """The result for people (Markdown)."""
+    speeds = [
+        [
+            f"{speed['segment'] or 'one request of ' + str(result['crops'])}",
+            f"{speed['steps']:,}",
+            f"{speed['seconds']:.1f}",
+            f"{speed['codes_per_second']:.0f}",
+            f"{speed['load']}",
+        ]
+        for speed in result["speed"]
+    ]
     memory = result["memory"]
-    for sample in memory[:: max(1, len(memory) // 8)]:
-        lines.append(
-            f"| {sample['columns']:,} | {sample['resident_mib']:,} | {sample['free_blocks']:,} | {sample['seconds']} |"
-        )
+    samples = [
+        [f"{sample['columns']:,}", f"{sample['resident_mib']:,}", f"{sample['free_blocks']:,}", f"{sample['seconds']}"]
+        for sample in memory[:: max(1, len(memory) // 8)]
+    ]
+    speed_table = markdown(["segment, crops", "steps", "seconds", "codes/s", "load"], speeds)
+    memory_table = markdown(["columns drawn", "resident, MiB", "free KV blocks", "seconds"], samples, left=0)
+    grown = ""
     if memory:
-        last = memory[-1]
-        grown = "too few samples" if (slope := result["mib_per_1000_columns"]) is None else f"{slope:+.2f} MiB"
-        lines.append(
-            f"\n{last['columns']:,} columns in {last['seconds']} s; in the second half, a 1,000 columns: {grown}"
-        )
-    return "\n".join(lines)
+        last, slope = memory[-1], result["mib_per_1000_columns"]
+        by = "too few samples" if slope is None else f"{slope:+.2f} MiB"
+        grown = f"\n\n{last['columns']:,} columns in {last['seconds']} s; in the second half, a 1,000 columns: {by}"
+    return f"{measured_on(result)}\n\n{speed_table}\n\n{memory_table}{grown}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -214,6 +218,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="end the memory run after M minutes (default: never)"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also append the result to this JSON Lines file")
     return parser.parse_args(arguments)
 
 
@@ -221,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported
     result = measure(options, lambda line: print(line, file=sys.stderr, flush=True))
+    if options.json is not None:
+        append_result(options.json, result)
     print(tables(result))
     print(json.dumps(result))
     return 0

@@ -20,12 +20,14 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import httpx
 
 from panoserve.benchmarks.machine import describe, load_average
+from panoserve.benchmarks.results import Result, append_result, markdown, measured_on
 
 PROMPT = "a red sunset over the sea, with clouds"
 TURNED_AWAY = 429
@@ -134,25 +136,26 @@ async def open_loop(send: Callable[[], Awaitable[Answer]], rate: float, requests
     return Load("open", 0, rate, perf_counter() - begun, tuple(answers))
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """The result for people (Markdown)."""
-    machine, workload = result["machine"], result["workload"]
-    lines = [
-        f"Machine: {machine['cpu']}, {machine['cores']} cores ({machine['isa']}), {machine['memory_gib']} GiB; "
-        f"torch {machine['torch']}, vLLM {machine['vllm']}; commit {machine['commit']}; {result['date']}",
-        f"Workload: model {workload['model']}, size {workload['size']}; load average {result['load']}",
-        "",
-        "| load | requests | pictures | 429 | errors | codes/s | first row p50, p95 (s) | picture p50, p95 (s) |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    workload = result["workload"]
+    header = ["load", "requests", "pictures", "429", "errors", "codes/s", "first row p50, p95 (s)",
+              "picture p50, p95 (s)"]  # fmt: skip
+    rows = [
+        [
+            f"{case['clients']} clients" if case["kind"] == "closed" else f"{case['rate']:.2f} requests/s",
+            f"{case['requests']}",
+            f"{case['pictures']}",
+            f"{case['turned_away']}",
+            f"{case['errors']}",
+            f"{case['codes_per_second']}",
+            f"{case['first_row_p50']}, {case['first_row_p95']}",
+            f"{case['whole_p50']}, {case['whole_p95']}",
+        ]
+        for case in result["cases"]
     ]
-    for case in result["cases"]:
-        load = f"{case['clients']} clients" if case["kind"] == "closed" else f"{case['rate']:.2f} requests/s"
-        lines.append(
-            f"| {load} | {case['requests']} | {case['pictures']} | {case['turned_away']} | {case['errors']} "
-            f"| {case['codes_per_second']} | {case['first_row_p50']}, {case['first_row_p95']} "
-            f"| {case['whole_p50']}, {case['whole_p95']} |"
-        )
-    return "\n".join(lines)
+    head = f"Workload: model {workload['model']}, size {workload['size']}; load average {result['load']}  "
+    return f"{head}\n{measured_on(result)}\n\n{markdown(header, rows)}"
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +196,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--open-factor", type=float, default=1.5, metavar="F", help="0 leaves the open loop out")
     parser.add_argument("--size", default="auto", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="of one request, in seconds")
-    result = asyncio.run(measure(parser.parse_args(argv)))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also append the result to this JSON Lines file")
+    arguments = parser.parse_args(argv)
+    result = asyncio.run(measure(arguments))
+    if arguments.json is not None:
+        append_result(arguments.json, result)
     print(table(result))
     print(json.dumps(result))
 

@@ -15,12 +15,15 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from panoserve.benchmarks.machine import describe, load_average
+from panoserve.benchmarks.results import Result, append_result, markdown, measured_on
 from panoserve.configs.model import ModelConfig, size_presets
 from panoserve.kernels.kv_layout import kv_layout
 from panoserve.kernels.kv_shift import KVMove, move_kv
@@ -96,6 +99,27 @@ def _median_seconds(run: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+def table(result: Result) -> str:
+    """The result for people (Markdown)."""
+    workload = result["workload"]
+    header = ["layout", "lanes", "slots", "ms", "us/slot", "us/layer", "GB/s", "plain copy GB/s"]
+    rows = [
+        [
+            timing["layout"],
+            f"{timing['lanes']}",
+            f"{timing['slots']}",
+            f"{timing['milliseconds']:.2f}",
+            f"{timing['us_per_slot']:.0f}",
+            f"{timing['us_per_layer']:.0f}",
+            f"{timing['gb_per_second']:.2f}",
+            f"{timing['copy_gb_per_second']:.1f}",
+        ]
+        for timing in result["timings"]
+    ]
+    shape = f"GPT-{workload['model_shape']} {workload['dtype']}, grid {workload['grid']}, stride {workload['stride']}"
+    return f"Workload: {shape}; load {result['load']}  \n{measured_on(result)}\n\n{markdown(header, rows)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m panoserve.benchmarks.kv_move", description=__doc__.split("\n")[0])
     parser.add_argument("--model-shape", default="B", help=f"one of {', '.join(size_presets())}")
@@ -103,27 +127,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, default=24)
     parser.add_argument("--lanes", default="4,16", help="lanes that move a row at once; several, with commas")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also append the result to this JSON Lines file")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     config = ModelConfig.preset(
         options.model_shape, grid_side=options.grid, downsample=16, condition="class", num_classes=1000
     )
     dtype = getattr(torch, options.dtype)
     timings = [measure(config, dtype, int(lanes), options.stride) for lanes in options.lanes.split(",")]
-    print("| layout | lanes | slots | ms | us/slot | us/layer | GB/s | plain copy GB/s |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for timing in timings:
-        print(
-            f"| {timing.layout} | {timing.lanes} | {timing.slots} | {timing.milliseconds:.2f} "
-            f"| {timing.us_per_slot:.0f} | {timing.us_per_layer:.0f} | {timing.gb_per_second:.2f} "
-            f"| {timing.copy_gb_per_second:.1f} |"
-        )
+    workload = {name: value for name, value in vars(options).items() if name != "json"}
     result = {
         "benchmark": "kv_move",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe(),
-        "workload": vars(options),
+        "workload": workload,
         "load": load_average(),
         "timings": [asdict(timing) for timing in timings],
     }
+    if options.json is not None:
+        append_result(options.json, result)
+    print(table(result))
     print(json.dumps(result))
     return 0
 

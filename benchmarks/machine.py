@@ -36,6 +36,13 @@ def load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
+def resident_mib() -> float:
+    """Memory that this process holds now, in MiB."""
+    import psutil
+
+    return round(psutil.Process().memory_info().rss / 2**20, 1)
+
+
 def _proc(path: str, key: str) -> str | None:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

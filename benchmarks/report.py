@@ -1,44 +1,101 @@
-"""A benchmark's result for people (a Markdown table) and for later (a line of JSON)."""
+"""docs/benchmarks.md from the results of benchmarks: every table and chart of it, by one command.
+
+    panoserve bench report
+
+The page holds one block for each section below, between two comments; what is between them is made from the newest
+lines of benchmarks/results/*.jsonl, and everything else is left as it is. A section without a result says how to get
+one.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from panoserve.benchmarks.charts import Chart, svg
+from panoserve.benchmarks.results import Result, latest
+from panoserve.cli_files import write_atomically
+from panoserve.errors import InvalidRequestError
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result for people (Markdown, as it stands in docs/benchmarks.md)."""
-    machine, workload, ceilings = result["machine"], result["workload"], result["ceilings"]
-    by_rows = ", ".join(f"{value / 1e9:.0f} at {rows} rows" for rows, value in ceilings["flops_by_rows"].items())
-    lines = [
-        f"Machine: {machine['cpu']}, {machine['cores']} cores ({machine['isa']}), {machine['memory_gib']} GiB; "
-        f"torch {machine['torch']}, vLLM {machine['vllm']}; commit {machine['commit']}; {result['date']}",
-        f"Workload: GPT-{workload['model_shape'].removeprefix('GPT-')} {workload['dtype']}, grid {workload['grid']}, "
-        f"stride {workload['stride']}, {workload['crops']} crops ({workload['grid']} x {workload['columns']} codes), "
-        f"guidance {workload['guidance']:g}, top-k {workload['top_k']}; medians of {workload['repeat']}",
-        f"Ceilings: read {ceilings['bandwidth'] / 1e9:.1f} GB/s; matrix products, GFLOP/s: {by_rows}",
-        f"Baseline: {workload['baseline']} to one whole panorama",
-        "",
-        "| panoramas | context | lanes | steps | ms/step | codes/s | tokens/code | sequential codes/s | speedup "
-        "| lock-step codes/s | speedup | ceiling reached |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {case['panoramas']} | {case['context']} | {case['lanes']} | {case['steps']} | {case['ms_per_step']:.1f} "
-        f"| {case['codes_per_second']:.1f} | {case['tokens_per_code']:.3f} | {case['baseline_codes_per_second']:.1f} "
-        f"| {case['speedup']:.1f}x | {case['batched_codes_per_second']:.1f} | {case['speedup_over_batched']:.1f}x "
-        f"| {case['ceiling_fraction']:.0%} |"
-        for case in result["cases"]
-    ]
-    return "\n".join(lines)
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a section shows: Markdown, and charts by the names that it links them under (without `.svg`)."""
+
+    text: str
+    charts: dict[str, Chart] = field(default_factory=dict)
 
 
-def append_result(path: Path, result: dict[str, Any]) -> None:
-    """Add `result` to a JSON Lines file, in one write, after what is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page: made of the results of one benchmark, if `command` was ever run."""
+
+    benchmark: str
+    render: Callable[[list[Result]], Block]  # an empty text if the results have nothing for it
+    command: str
+
+
+def sections() -> dict[str, Section]:
+    """Every section by name. Imported late: the benchmarks' own modules import torch."""
+    from panoserve.benchmarks import endless, http_load, kv_move, startup, throughput_report
+
+    throughput = "python -m panoserve.benchmarks.throughput"
+
+    def starts(results: list[Result]) -> Block:
+        models = latest(results, "workload.model", "workload.grid", "workload.dtype", "workload.lanes")
+        return Block(startup.table(models))
+
+    def tables(table: Callable[[Result], str], results: list[Result]) -> Block:
+        return Block(table(results[-1]))
+
+    return {
+        "throughput": Section("throughput", throughput_report.throughput, throughput),
+        "concurrency": Section("throughput", throughput_report.concurrency, f"{throughput} --panoramas 1,2,4,8"),
+        "width": Section("throughput", throughput_report.width, f"{throughput} --width 2,4,10,20,40"),
+        "breakdown": Section("throughput", throughput_report.breakdown, f"{throughput} --breakdown"),
+        "startup": Section("startup", starts, "python -m panoserve.benchmarks.startup"),
+        "endless": Section("endless", partial(tables, endless.tables), "python -m panoserve.benchmarks.endless"),
+        "kv-move": Section("kv_move", partial(tables, kv_move.table), "python -m panoserve.benchmarks.kv_move"),
+        "http": Section("http_load", partial(tables, http_load.table), "python -m panoserve.benchmarks.http_load"),
+    }
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- results of {name}: made by `panoserve bench report` -->\n", f"<!-- end of {name} -->\n"
+
+
+def render_page(page: str, results: Sequence[Result]) -> tuple[str, dict[str, Chart]]:
+    """The page with its blocks made anew, and all charts. Raises InvalidRequestError if a block is missing."""
+    charts: dict[str, Chart] = {}
+    for name, section in sections().items():
+        begin, end = markers(name)
+        head, found, rest = page.partition(begin)
+        _, ended, tail = rest.partition(end)
+        if not found or not ended:
+            raise InvalidRequestError(f"the page has no block {begin.strip()} ... {end.strip()}; add these two lines")
+        own = [result for result in results if result["benchmark"] == section.benchmark]
+        block = section.render(own) if own else Block("")
+        text = block.text or f"*Not measured yet: `{section.command}`.*"
+        charts |= block.charts
+        page = f"{head}{begin}\n{text}\n\n{end}{tail}"
+    return page, charts
+
+
+def write_report(page: Path, results: Sequence[Result], draw_charts: bool = True) -> list[Path]:
+    """Rewrite the page and the charts beside it; returns the files written."""
+    text, charts = render_page(page.read_text(encoding="utf-8"), results)
+    contents = {page: text}
+    if draw_charts:
+        contents |= {page.parent / f"{name}.svg": svg(chart) for name, chart in charts.items()}
+    for path, content in contents.items():
+        data = content.encode()
+        write_atomically(path, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    return list(contents)
+
+
+def structure(page: str) -> str:
+    """A page without its numbers, dates and commits: what a test can expect to be current."""
+    return re.sub(r"\d[\d.,:]*", "0", re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{10}\b\+?", "0", page))

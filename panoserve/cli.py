@@ -269,6 +269,14 @@ def _doctor(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _bench(commands: Any) -> None:
+    from panoserve import cli_bench
+
+    parser: Parser = commands.add_parser("bench", help="reports of benchmarks", description="Reports of benchmarks.")
+    reports = parser.add_subparsers(required=True, metavar="WHAT", parser_class=Parser)
+    cli_bench.add_arguments(_command(reports, "report", cli_bench.report, cli_bench.ABOUT, cli_bench.DETAIL))
+
+
 def build_parser() -> Parser:
     """The whole command line; docs/cli.md is made from it."""
     parser = Parser(
@@ -276,7 +284,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_generate, _extend, _endless, _batch, _replay, _plan, _serve, _info, _convert, _doctor):
+    for add in (_generate, _extend, _endless, _batch, _replay, _plan, _serve, _info, _convert, _doctor, _bench):
         add(commands)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -15,6 +16,8 @@ from panoserve.benchmarks import ceilings as ceilings_module
 from panoserve.benchmarks import throughput
 from panoserve.benchmarks.baseline import (
     SequentialSampler,
+    caption_prefix,
+    class_prefix,
     count_passes,
     draw_panorama,
     measure_step,
@@ -28,8 +31,7 @@ from panoserve.benchmarks.ceilings import (
     read_weights,
     slots_read,
 )
-from panoserve.benchmarks.report import append_result
-from panoserve.benchmarks.throughput import Workload, parse
+from panoserve.benchmarks.workload import Task, Workload, parse
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.configs.model import ModelConfig
 from panoserve.models.reference import ReferenceLane, ReferenceModel
@@ -49,14 +51,15 @@ TINY = ModelConfig(
     condition="class",
     num_classes=7,
 )
+TINY_CAPTIONS = replace(TINY, condition="caption", num_classes=0, caption_dim=6, caption_length=4)
 GUIDANCE = 2.5
 
 
 class ReferenceDrawer:
-    """A guided greedy lane of the plain reference model, as simulate.py drives it."""
+    """A guided greedy lane of the plain reference model, as simulate.py drives it; prefix [2, L, D]."""
 
-    def __init__(self, model: ReferenceModel, label: int) -> None:
-        self.lane = ReferenceLane(model, model.cls_embedding(torch.tensor([label, TINY.num_classes])))
+    def __init__(self, model: ReferenceModel, prefix: torch.Tensor) -> None:
+        self.lane = ReferenceLane(model, prefix)
 
     def feed(self, codes: list[int]) -> int:
         conditional, unconditional = self.lane.feed(codes)
@@ -69,30 +72,61 @@ class ReferenceDrawer:
         raise AssertionError("context recompute copies nothing")
 
 
-@pytest.mark.parametrize(("columns", "stride"), [(5, 4), (12, 4), (11, 2), (13, 5)])
-@torch.inference_mode()
-def test_baseline_draws_what_the_reference_draws(columns: int, stride: int) -> None:
-    """Float32, greedy, guided, two panoramas in lock-step: every code equal; one crop, three, four, and no overlap."""
-    weights = random_weights(TINY, torch.float32, seed=3)
-    weights = {name: 8 * tensor if tensor.dim() == 2 else tensor for name, tensor in weights.items()}
-    model = ReferenceModel(TINY).eval()
+def loud(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights large enough that greedy choices are far apart."""
+    return {name: 8 * tensor if tensor.dim() == 2 else tensor for name, tensor in weights.items()}
+
+
+def check_against_reference(
+    config: ModelConfig, weights: dict[str, torch.Tensor], prefix: torch.Tensor, columns: int, stride: int
+) -> None:
+    """Two panoramas in lock-step draw what two reference lanes draw; prefix [4, L, D]."""
+    model = ReferenceModel(config).eval()
     model.load_state_dict(weights)
-    labels = torch.tensor([1, 4])
-    sampler = SequentialSampler(TINY, weights, labels, guidance=GUIDANCE, temperature=0)
-    drawn = draw_panorama(sampler, columns, stride)
+    drawn = draw_panorama(SequentialSampler(config, weights, prefix, guidance=GUIDANCE, temperature=0), columns, stride)
+    plan = canvas_plan(Canvas(5, columns), config.grid, stride, "recompute")
+    for index, codes in enumerate(drawn.tolist()):
 
-    plan = canvas_plan(Canvas(5, columns), TINY.grid, stride, "recompute")
-    for label, codes in zip(labels.tolist(), drawn.tolist(), strict=True):
-
-        def new_lane(lane: Lane, label: int = label) -> ReferenceDrawer:
-            return ReferenceDrawer(model, label)
+        def new_lane(lane: Lane, index: int = index) -> ReferenceDrawer:
+            return ReferenceDrawer(model, prefix[[index, index + 2]])
 
         assert codes == draw_plan(plan, new_lane)
     assert len(drawn.unique()) > 5  # not a degenerate model that repeats one code
 
 
+@pytest.mark.parametrize(("columns", "stride"), [(5, 4), (12, 4), (11, 2), (13, 5)])
+@torch.inference_mode()
+def test_baseline_draws_what_the_reference_draws(columns: int, stride: int) -> None:
+    """Float32, greedy, guided: every code equal; one crop, three, four, and no overlap."""
+    weights = loud(random_weights(TINY, torch.float32, seed=3))
+    prefix = class_prefix(TINY, weights, torch.tensor([1, 4]))
+    model = ReferenceModel(TINY)
+    model.load_state_dict(weights)
+    assert prefix.equal(model.cls_embedding(torch.tensor([1, 4, TINY.num_classes, TINY.num_classes])))
+    check_against_reference(TINY, weights, prefix, columns, stride)
+
+
+@torch.inference_mode()
+def test_baseline_draws_what_the_reference_draws_of_captions() -> None:
+    weights = loud(random_weights(TINY_CAPTIONS, torch.float32, seed=3))
+    features = torch.randn(2, 3, TINY_CAPTIONS.caption_dim, generator=torch.Generator().manual_seed(1))
+    prefix = caption_prefix(weights, features)
+    embedder = ReferenceModel(TINY_CAPTIONS).cls_embedding
+    embedder.load_state_dict(
+        {name.removeprefix("cls_embedding."): w for name, w in weights.items() if name.startswith("cls_embedding.")}
+    )
+    torch.testing.assert_close(prefix[:2], embedder(features))
+    torch.testing.assert_close(prefix[2:], embedder.unconditional(3).expand(2, -1, -1))
+    check_against_reference(TINY_CAPTIONS, weights, prefix, 12, 4)
+
+
+def tiny_sampler(**options: Any) -> SequentialSampler:
+    weights = random_weights(TINY, torch.float32)
+    return SequentialSampler(TINY, weights, class_prefix(TINY, weights, torch.arange(1)), **options)
+
+
 def test_baseline_counts_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = SequentialSampler(TINY, random_weights(TINY, torch.float32), torch.arange(1))
+    sampler = tiny_sampler()
     passes = 0
     forward = SequentialSampler._forward
 
@@ -116,13 +150,13 @@ def test_passes_of_the_published_method() -> None:
 def test_steps_are_sampled_evenly_over_a_crop(monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[int] = []
     monkeypatch.setattr(SequentialSampler, "step", lambda self, codes, place: places.append(place))
-    sampler = SequentialSampler(TINY, random_weights(TINY, torch.float32), torch.arange(1))
+    sampler = tiny_sampler()
     assert measure_step(sampler, samples=5) > 0
     assert places[1:] == [2, 7, 12, 17, 22]
 
 
 def test_top_k_sampling_never_leaves_the_top_k() -> None:
-    sampler = SequentialSampler(TINY, random_weights(TINY, torch.float32), torch.arange(1), top_k=3)
+    sampler = tiny_sampler(top_k=3)
     logits = torch.randn(1, TINY.vocab_size)
     allowed = set(logits.topk(3).indices[0].tolist())
     assert {int(sampler._sample(logits)) for _ in range(200)} == allowed
@@ -201,6 +235,7 @@ def test_benchmark_end_to_end(
         (1, "reuse"), (1, "recompute"), (2, "reuse"), (2, "recompute"),
     ]  # fmt: skip
     single, _, double, exact = result["cases"]
+    assert "Workload: GPT-B float32, class, grid 5," in printed[0]
     assert single["drawn"] == 5 * 13
     assert double["drawn"] == 2 * 5 * 13
     assert exact["steps"] == 25 + 2 * 4
@@ -208,8 +243,10 @@ def test_benchmark_end_to_end(
     for case in result["cases"]:
         assert len(case["runs"]) == 2
         assert case["speedup"] == pytest.approx(case["codes_per_second"] / case["baseline_codes_per_second"])
-        assert f"| {case['codes_per_second']:.1f} |" in "\n".join(printed)
+        assert f"| {case['codes_per_second']:.1f} (" in "\n".join(printed)
+        assert case["weights_floor_ms"] + case["kv_floor_ms"] <= case["floor_ms_per_step"] * 1.000001
     assert any(line.startswith("Machine: ") and result["machine"]["commit"] in line for line in printed)
+    assert any("`reuse` over `recompute`" in line for line in printed)
 
 
 @pytest.mark.parametrize(
@@ -220,17 +257,34 @@ def test_benchmark_end_to_end(
         (["--stride", "33"], "expected 1 to 32"),
         (["--model-shape", "M"], "GPT-XXL"),
         (["--crops", "0"], "at least 1"),
+        (["--order", "wavefront,rows"], "wavefront or crops"),
+        (["--crops", "3", "--width", "4"], "not allowed with"),
+        (["--caption-rows", "121"], "1 to 120"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
-        parse(arguments)
+        parse(arguments, "about")
     assert error.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_results_are_appended(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "results.jsonl"
-    append_result(path, {"a": 1})
-    append_result(path, {"b": 2})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": 2}]
+def test_tasks_are_every_combination_that_makes_sense() -> None:
+    arguments = ["--grid", "4", "--stride", "2,4", "--width", "2,5", "--order", "wavefront,crops", "--panoramas", "3"]
+    workload, path = parse(arguments, "about")
+    assert path is None
+    tasks = list(workload.tasks())
+    assert len(tasks) == len(set(tasks)) == 2 * 2 * 3  # crop after crop has one context only
+    assert Task(3, 20, 2, "recompute", "crops") in tasks
+    assert {(task.columns, task.stride): workload.lanes(task) for task in tasks} == {
+        (8, 2): 9, (20, 2): 27, (8, 4): 6, (20, 4): 15,
+    }  # fmt: skip
+    assert next(iter(replace(workload, widths=(), crops=(3,)).tasks())).columns == 8
+
+
+def test_captions_have_the_rows_that_were_asked_for() -> None:
+    workload, _ = parse(["--condition", "caption", "--caption-rows", "7", "--panoramas", "2"], "about")
+    requests = workload.requests(next(workload.tasks()))
+    assert [request.resolve(workload.config).features.shape for request in requests] == [(7, 2048)] * 2  # type: ignore[union-attr]
+    assert not requests[0].features.equal(requests[1].features)  # type: ignore[union-attr, arg-type]
+    assert workload.prefix_rows == 7
