@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from panoserve import PanoramaRequest
+from panoserve.benchmarks import ceilings, throughput, throughput_report
 from panoserve.benchmarks.breakdown import PARTS, Stopwatch, parts_timed
 from panoserve.benchmarks.crops import draw_crops
+from panoserve.benchmarks.workload import Workload
 
 
 def requests(engine: Any, stride: int) -> list[PanoramaRequest]:
@@ -43,8 +46,9 @@ def test_crop_after_crop_draws_what_the_wavefront_draws(class_engine: Any, overl
 
 @pytest.mark.engine
 def test_clocks_see_every_part_and_change_nothing(class_engine: Any) -> None:
-    wanted = [PanoramaRequest(label=1, width=11 * 16, height=4 * 16, stride=3, temperature=0.0, seed=0)]
-    wanted = [wanted[0]] if class_engine.config.grid.side == 4 else requests(class_engine, 2)[:1]
+    grid = class_engine.config.grid
+    width, height = (2 * grid.side - 1) * grid.downsample, grid.crop_pixels
+    wanted = [PanoramaRequest(label=1, width=width, height=height, stride=2, temperature=0.0, seed=0)]
     [plain] = class_engine.generate(wanted, decode=False, progress=False)
     with parts_timed(class_engine) as watch:
         [timed] = class_engine.generate(wanted, decode=False, progress=False)
@@ -55,6 +59,31 @@ def test_clocks_see_every_part_and_change_nothing(class_engine: Any) -> None:
     assert sum(seconds.values()) <= timed.stats.seconds * 1.05 + 0.05
     class_engine.generate(wanted, decode=False, progress=False)
     assert dict(watch.seconds) == seconds  # the clocks are off
+
+
+@pytest.mark.engine
+def test_the_benchmark_on_an_engine(class_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole measurement, real counters: every way of drawing, two widths, a breakdown of each."""
+    monkeypatch.setattr(throughput, "Engine", lambda *arguments, **options: nullcontext(class_engine))
+    monkeypatch.setattr(Workload, "config", class_engine.config)
+    monkeypatch.setattr(ceilings, "READ_BYTES", 2**16)
+    side = class_engine.config.grid.side
+    workload = Workload(grid=side, strides=(side - 1,), crops=(2, 3), panoramas=(2,), orders=("wavefront", "crops"),
+                        dtype="float32", top_k=5, repeat=1, breakdown=True)  # fmt: skip
+    result = throughput.measure(workload, lambda line: None)
+    assert [(case["order"], case["context"]) for case in result["cases"][:3]] == [
+        ("wavefront", "reuse"), ("wavefront", "recompute"), ("crops", "recompute"),
+    ]  # fmt: skip
+    for (reuse, recompute, crops), wide in zip((result["cases"][:3], result["cases"][3:]), (2, 3), strict=True):
+        drawn = 2 * side * (side + (wide - 1) * (side - 1))
+        assert {case["drawn"] for case in (reuse, recompute, crops)} == {drawn}
+        assert recompute["steps"] == side * side + (wide - 1) * (side - 1)
+        assert crops["steps"] == side * side + (wide - 1) * side * (side - 1)
+        for case in (reuse, recompute, crops):
+            assert (case["breakdown_ms"]["KV copies"] > 0.01) == (case["context"] == "reuse")
+            assert case["breakdown_ms"]["attention"] > 0
+    text = throughput_report.table(result)
+    assert "wavefront over crop after crop" in text and "least for KV" in text
 
 
 def test_inner_parts_are_not_counted_twice() -> None:
