@@ -122,8 +122,6 @@ def throughput(results: list[Result]) -> Block:
 def series(result: Result, x: str) -> Iterator[tuple[str, list[Case]]]:
     """Groups of at least three cases that differ in `x` alone, in its order, each with a name."""
     rest = [name for name in ("panoramas", "columns", "stride") if name != x]
-    if x == "columns":
-        rest = ["panoramas", "stride"]
     groups: dict[tuple[Any, ...], list[Case]] = {}
     for case in result["cases"]:
         groups.setdefault((how(case), *(case[name] for name in rest)), []).append(case)
