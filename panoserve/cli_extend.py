@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from panoserve import PanoramaRequest
-    from panoserve.serve.extend import Extension, Sides
+    from panoserve.serve.extend import Sides
     from panoserve.serve.folder import ModelFolder
+    from panoserve.serve.work import Made
 
 ABOUT = "draw around a picture, whose own pixels stay as they are"
 DETAIL = (
@@ -162,7 +163,7 @@ def _run(job: Job) -> int:
     return 0
 
 
-def _draw(job: Job) -> Extension:
+def _draw(job: Job) -> Made:
     with quiet_engine(job.verbose):
         from panoserve import Engine
         from panoserve.serve.extend import extend_picture
@@ -172,7 +173,7 @@ def _draw(job: Job) -> Extension:
             return extend_picture(engine, job.picture, job.sides, job.request)
 
 
-def _tell(extension: Extension, record: DrawRecord, job: Job) -> None:
+def _tell(extension: Made, record: DrawRecord, job: Job) -> None:
     stats = {side: asdict(drawing.stats) for side, drawing in extension.drawings.items()}
     if job.json:
         drawings = {

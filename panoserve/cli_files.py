@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 PIECE = 64 * 1024
 PIECES = 16
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PICTURE = 80_000_000  # pixels; a small file can claim any size
 
 
 def load_features(path: Path) -> torch.Tensor:
@@ -50,32 +47,12 @@ def load_features(path: Path) -> torch.Tensor:
 
 def load_picture(path: Path) -> Image:
     """A picture as RGB, turned as its EXIF says. Raises InvalidRequestError if it cannot be taken."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from panoserve.vq.images import read_picture
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
-            picture = Image.open(path, formats=PICTURE_FORMATS)
-        with picture:
-            area = picture.width * picture.height
-            if area > MAX_PICTURE:
-                raise Image.DecompressionBombError(f"it has {picture.width}x{picture.height} pixels")
-            if picture.mode.startswith(("I", "F")):
-                raise InvalidRequestError(f"picture {path} has more than 8 bits a channel; save it with 8 bits first")
-            if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").histogram()[255] < area:
-                raise InvalidRequestError(f"picture {path} is transparent in places; flatten it first")
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except FileNotFoundError:
-        raise InvalidRequestError(f"picture {path} does not exist") from None
-    except UnidentifiedImageError:
-        raise InvalidRequestError(f"{path} is no picture that can be read; expected PNG, JPEG or WebP") from None
-    except Image.DecompressionBombError as error:
-        raise InvalidRequestError(
-            f"picture {path} is too large: {error}; at most {MAX_PICTURE // 10**6} million are taken, so scale it "
-            "down first"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InvalidRequestError(f"picture {path} cannot be read: {error}") from None
+    picture = read_picture(path, f"picture {path}")
+    if picture.mode == "RGBA":
+        raise InvalidRequestError(f"picture {path} is transparent in places; flatten it first")
+    return picture
 
 
 def check_output(path: Path, suffix: str) -> None:

@@ -18,7 +18,6 @@ Everything below happens in a *frame*: an array whose axis 0 runs from the pictu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,25 +25,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panoserve.configs.grid import Grid
+from panoserve.configs.grid import Canvas, Grid
 from panoserve.configs.model import ModelConfig
 from panoserve.configs.wire import UNKNOWN
 from panoserve.errors import InvalidRequestError
-from panoserve.serve.request import MAX_SEED, Panorama, PanoramaRequest, check_whole
+from panoserve.serve.request import MAX_SEED, PanoramaRequest, check_whole
+from panoserve.serve.work import UNPAINTED, Codes, Decoded, Encode, Made, Pixels, Round, Work, draw_work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from panoserve.serve.engine import Engine
 
-Pixels = NDArray[np.uint8]  # [H, W, 3]
-Codes = NDArray[np.int64]  # [H, W]
-Encode = Callable[[Pixels], Codes]
-
 MAX_SIDE = 1 << 20  # pixels that may be added on one side
 UP_HINT_ROWS = 2  # codes
 FADE, UP_FADE = 0.25, 0.5  # of a crop: how far the correction of colours reaches into what is drawn
 SMOOTHING, UP_SMOOTHING = 1, 8  # codes to either side: over how much of the edge it is averaged
+ORDER = (("left", "right"), ("up", "down"))  # the sides of each round
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +58,6 @@ class Sides:
             check_whole(name, getattr(self, name), 0, MAX_SIDE)
         if not any(astuple(self)):
             raise InvalidRequestError("nothing to draw: left, right, up and down are all 0; give one of them", "right")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Extension:
-    """An extended picture. `request` is resolved, its size the whole picture's; `drawings` are the sides' canvases."""
-
-    image: Image
-    request: PanoramaRequest
-    drawings: dict[str, Panorama]
-
-    @property
-    def truncated(self) -> bool:
-        """The prompt was longer than the text encoder takes."""
-        return any(drawing.truncated for drawing in self.drawings.values())
 
 
 def check_extension(
@@ -107,32 +90,100 @@ def check_extension(
 
 def extend_picture(
     engine: Engine, picture: Image, sides: Sides, request: PanoramaRequest, progress: bool = True
-) -> Extension:
+) -> Made:
     """Draw around `picture` what `request` says, whose size is left out. Raises InvalidRequestError."""
-    from PIL import Image
+    resolved = check_extension(picture.size, sides, request, engine.config, request.context or "reuse")
+    return draw_work(engine, Extension(np.array(picture.convert("RGB")), sides, resolved, engine.config.grid), progress)
 
-    from panoserve.vq.encode import encode_windows
-    from panoserve.vq.images import from_pil
 
-    config = engine.config
-    resolved = check_extension(picture.size, sides, request, config, request.context or "reuse")
+class Extension(Work):
+    """A picture with what is drawn around it: left and right first, then above and below all of that."""
 
-    def encode(pixels: Pixels) -> Codes:
-        tensor = from_pil(Image.fromarray(pixels)).to(engine.vq.post_quant_conv.weight.device)
-        return encode_windows(engine.vq, tensor, config.grid_side).numpy()
+    def __init__(self, pixels: Pixels, sides: Sides, request: PanoramaRequest, grid: Grid) -> None:
+        """request: what check_extension made of it."""
+        self.pixels, self.sides, self.request, self.grid = pixels, sides, request, grid
+        self.canvases = []
+        height, width = pixels.shape[:2]
+        for wanted in self.wanted(0), self.wanted(1):
+            for side in wanted:
+                self.canvases.append(Layout.along(side, (height, width), getattr(sides, side), grid, request).canvas)
+            width += sides.left + sides.right  # of the second round's picture
 
-    pixels: Pixels = np.array(picture.convert("RGB"))
-    drawings: dict[str, Panorama] = {}
-    for axis, before, after in ((1, "left", "right"), (0, "up", "down")):
-        wanted = [side for side in (before, after) if getattr(sides, side)]
-        strips = {side: Strip(side, pixels, getattr(sides, side), config.grid, resolved, encode) for side in wanted}
-        if not strips:
-            continue
-        drawn = engine.generate([strip.request for strip in strips.values()], progress=progress)
-        drawings |= dict(zip(strips, drawn, strict=True))
-        parts = {side: strip.part(np.array(drawings[side].image)) for side, strip in strips.items()}
-        pixels = np.concatenate([a for a in (parts.get(before), pixels, parts.get(after)) if a is not None], axis=axis)
-    return Extension(Image.fromarray(pixels), resolved, drawings)
+    def wanted(self, index: int) -> list[str]:
+        """The sides that a round draws."""
+        return [side for side in ORDER[index] if getattr(self.sides, side)]
+
+    @property
+    def codes(self) -> int:
+        """At least as many as the whole picture has, which is held in memory however little is drawn."""
+        assert self.request.width is not None and self.request.height is not None
+        step = self.grid.downsample
+        return max(super().codes, -(-self.request.width // step) * -(-self.request.height // step))
+
+    def begin(self, encode: Encode) -> Round:
+        first = next(index for index in range(len(ORDER)) if self.wanted(index))
+        return SidesRound(self, first, self.pixels, encode)
+
+
+class SidesRound(Round):
+    """Two opposite sides of a picture, or one of them."""
+
+    def __init__(self, work: Extension, index: int, pixels: Pixels, encode: Encode) -> None:
+        self.work, self.index, self.pixels, self.encode = work, index, pixels, encode
+        self.strips = {
+            side: Strip(side, pixels, getattr(work.sides, side), work.grid, work.request, encode)
+            for side in work.wanted(index)
+        }
+        self.requests = {side: strip.request for side, strip in self.strips.items()}
+
+    def preview(self, decoded: Decoded) -> Pixels:
+        """Colours are brought together at the end only, when all along the edge is there to be measured."""
+        there = self._joined({side: strip.cut(decoded[side]) for side, strip in self.strips.items()})
+        assert self.work.request.width is not None and self.work.request.height is not None
+        whole = np.full((self.work.request.height, self.work.request.width, 3), UNPAINTED, dtype=np.uint8)
+        top = self.work.sides.up if self.index == 0 else 0
+        whole[top : top + len(there)] = there
+        return whole
+
+    def finish(self, decoded: Decoded) -> Round | Pixels:
+        pixels = self._joined({side: strip.part(decoded[side]) for side, strip in self.strips.items()})
+        if self.index == 0 and self.work.wanted(1):
+            return SidesRound(self.work, 1, pixels, self.encode)
+        return pixels
+
+    def _joined(self, parts: dict[str, Pixels]) -> Pixels:
+        before, after = ORDER[self.index]
+        in_order = [part for part in (parts.get(before), self.pixels, parts.get(after)) if part is not None]
+        return np.concatenate(in_order, axis=1 - self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a strip's canvas is divided, in codes along the frame: `known` from the picture's side, then `new` ones."""
+
+    known: int
+    new: int
+    hint: int  # beyond those: given as well
+    context: int  # how much of the picture is encoded, from its edge on
+    canvas: Canvas
+
+    @classmethod
+    def along(cls, side: str, size: tuple[int, int], length: int, grid: Grid, request: PanoramaRequest) -> Layout:
+        """size: (height, width) of the picture in pixels; length: pixels to add; request: resolved."""
+        assert request.stride is not None and request.row_stride is not None
+        step, upright = grid.downsample, side in ("up", "down")
+        outwards, across = size if upright else size[::-1]
+        new, there = -(-length // step), outwards // step
+        if side == "up":
+            hint = UP_HINT_ROWS
+            context = known = max(grid.side - new - hint, 1)
+        else:
+            hint, context = 0, min(there, grid.side)
+            stride = request.row_stride if upright else request.stride
+            first = new - (-(-new // stride) - 1) * stride  # what the first crop adds; the others add whole strides
+            known = min(max(grid.side - first, 1), there)
+        lengths = max(known + new + hint, grid.side), max(-(-across // step), grid.side)
+        return cls(known, new, hint, context, Canvas(*(lengths if upright else lengths[::-1])))
 
 
 class Strip:
@@ -142,62 +193,56 @@ class Strip:
         self, side: str, pixels: Pixels, length: int, grid: Grid, request: PanoramaRequest, encode: Encode
     ) -> None:
         """length: pixels to add; request: a resolved request, of any size; encode: the tokenizer."""
-        assert request.stride is not None and request.row_stride is not None and request.seed is not None
+        assert request.seed is not None
         self.side, self.length, self.grid = side, length, grid
         self.edge = in_frame(side, pixels)[-grid.downsample :]  # the outermost pixels that are there
-        step = grid.downsample
-        new = -(-length // step)
-        if side == "up":
-            self.known = max(grid.side - new - UP_HINT_ROWS, 1)
-            given = self._given_below(pixels, new, encode)
-        else:
-            stride = request.stride if side in ("left", "right") else request.row_stride
-            first = new - (-(-new // stride) - 1) * stride  # what the first crop adds; the others add whole strides
-            there = in_frame(side, pixels).shape[0] // step
-            self.known = min(max(grid.side - first, 1), there)
-            given = self._given_above(pixels, new, min(there, grid.side), encode)
-        codes = axes(side, given)
+        self.layout = Layout.along(side, (pixels.shape[0], pixels.shape[1]), length, grid, request)
+        canvas = np.full((self.layout.canvas.rows, self.layout.canvas.columns), UNKNOWN, dtype=np.int64)
+        given = axes(side, canvas)  # a view
+        codes = self._codes_below(pixels, encode) if side == "up" else self._codes_above(pixels, encode)
+        given[: len(codes), : codes.shape[1]] = codes
+        given[self.layout.known : self.layout.known + self.layout.new] = UNKNOWN
         self.request = replace(
             request,
-            given=torch.from_numpy(codes.copy()),
-            width=codes.shape[1] * step,
-            height=codes.shape[0] * step,
+            given=torch.from_numpy(canvas),
+            width=canvas.shape[1] * grid.downsample,
+            height=canvas.shape[0] * grid.downsample,
             seed=(request.seed + ("right", "left", "down", "up").index(side)) % (MAX_SEED + 1),
         )
 
-    def _canvas(self, rows: int, codes: Codes) -> Codes:
-        """An empty canvas in the frame, for codes of a width, at least one crop each way."""
-        shape = max(rows, self.grid.side), max(codes.shape[1], self.grid.side)
-        return np.full(shape, UNKNOWN, dtype=np.int64)
+    @property
+    def known(self) -> int:
+        """Rows of the frame that are given before anything is drawn."""
+        return self.layout.known
 
-    def _given_above(self, pixels: Pixels, new: int, context: int, encode: Encode) -> Codes:
-        """The canvas of a continuation; `context` is how many codes of the picture are encoded, from the edge on."""
-        frame = self._padded(in_frame(self.side, pixels)[-context * self.grid.downsample :])
-        codes = axes(self.side, encode(axes(self.side, frame)))
-        given = self._canvas(self.known + new, codes)
-        given[: self.known, : codes.shape[1]] = codes[-self.known :]
-        return given
+    def _codes_above(self, pixels: Pixels, encode: Encode) -> Codes:
+        """What a continuation is given: the picture's outermost codes."""
+        frame = self._padded(in_frame(self.side, pixels)[-self.layout.context * self.grid.downsample :])
+        return axes(self.side, encode(axes(self.side, frame)))[-self.known :]
 
-    def _given_below(self, pixels: Pixels, new: int, encode: Encode) -> Codes:
-        """The canvas above a picture. The picture's own rows are never looked at: they only fill the crops."""
+    def _codes_below(self, pixels: Pixels, encode: Encode) -> Codes:
+        """What stands above a picture. The picture's own rows are never looked at: they only fill the crops."""
         step = self.grid.downsample
         frame = self._padded(in_frame(self.side, pixels)[-self.known * step :])
         missing = self.known * step - len(frame)
         frame = np.pad(frame, ((missing, 0), (0, 0), (0, 0)), mode="edge")
         colours = smoothed(frame[-step:].mean(axis=0), 4 * step)
-        stretched = np.broadcast_to(colours.round().astype(np.uint8), ((new + UP_HINT_ROWS) * step, *colours.shape))
-        codes = axes(self.side, encode(axes(self.side, np.concatenate([frame, stretched]))))
-        given = self._canvas(len(codes), codes)
-        given[:, : codes.shape[1]] = codes
-        given[self.known : self.known + new, :] = UNKNOWN
-        return given
+        rows = (self.layout.new + self.layout.hint) * step
+        stretched = np.broadcast_to(colours.round().astype(np.uint8), (rows, *colours.shape))
+        return axes(self.side, encode(axes(self.side, np.concatenate([frame, stretched]))))
 
     def _padded(self, frame: Pixels) -> Pixels:
         """A frame whose axis 1 is a whole number of codes, the last pixels repeated."""
         return np.pad(frame, ((0, 0), (0, -frame.shape[1] % self.grid.downsample), (0, 0)), mode="edge")
 
+    def cut(self, decoded: Pixels) -> Pixels:
+        """The new pixels of the decoded canvas, as they were decoded and as they are laid against the picture."""
+        seam = self.known * self.grid.downsample
+        frame = axes(self.side, decoded)[:, : self.edge.shape[1]]
+        return in_picture(self.side, frame[seam : seam + self.length])
+
     def part(self, decoded: Pixels) -> Pixels:
-        """The new pixels, as they are laid against the picture, of the decoded canvas."""
+        """The same, with colours brought together where it meets the picture."""
         frame = axes(self.side, decoded)[:, : self.edge.shape[1]]
         seam, step = self.known * self.grid.downsample, self.grid.downsample
         fade, smoothing = (UP_FADE, UP_SMOOTHING) if self.side == "up" else (FADE, SMOOTHING)

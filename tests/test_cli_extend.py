@@ -14,8 +14,8 @@ from fake_drawing import CAPTION, CLASS, FakeEngine, run_command, write_folder
 from PIL import Image
 
 import panoserve
-from panoserve import cli_files
 from panoserve.cli_record import read_record
+from panoserve.vq.images import MAX_PICTURE
 
 Run = Callable[..., tuple[int, str, str]]
 CROP = CAPTION.grid.crop_pixels
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_before_the_engine_starts(
 
 def test_the_limit_is_below_pillows_own() -> None:
     """So that no warning of Pillow's is the first word about a large picture."""
-    assert Image.MAX_IMAGE_PIXELS is not None and cli_files.MAX_PICTURE < Image.MAX_IMAGE_PIXELS
+    assert Image.MAX_IMAGE_PIXELS is not None and MAX_PICTURE < Image.MAX_IMAGE_PIXELS
 
 
 def test_a_model_without_tokenizer_is_refused(run: Run, photo: Path, tmp_path: Path) -> None:

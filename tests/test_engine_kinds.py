@@ -70,7 +70,7 @@ def test_every_kind_with_a_caption(caption_engine: Engine, golden: dict[str, Any
 
 
 def test_given_codes_are_kept_and_drawn_around(class_engine: Engine, golden: dict[str, Any]) -> None:
-    """A picture extended to the right and below, a hole filled, and a strip in the middle, in both contexts."""
+    """A picture extended to the right and below, a hole filled, blots, and a strip in the middle, in both contexts."""
     generator = torch.Generator().manual_seed(1)
     pictures = []
     for rows, columns, kept in ((7, 13, (slice(0, 5), slice(0, 6))), (4, 11, (slice(0, 4), slice(4, 7)))):
@@ -79,10 +79,11 @@ def test_given_codes_are_kept_and_drawn_around(class_engine: Engine, golden: dic
         pictures.append(given)
     hole = torch.randint(golden["c2i"]["cfg"]["vocab"], (9, 9), generator=generator)
     hole[3:6, 2:7] = -1
+    blots = torch.randint(golden["c2i"]["cfg"]["vocab"], (7, 11), generator=generator)
+    blots[torch.rand(7, 11, generator=generator) < 0.4] = -1  # any mask is a plan
     base = {"label": 3, "stride": 3, "guidance": 2.0, "temperature": 0.0}
-    requests = [
-        PanoramaRequest(**base, given=given, context=context) for given in (*pictures, hole) for context in CONTEXTS
-    ]
+    given_codes = (*pictures, hole, blots)
+    requests = [PanoramaRequest(**base, given=given, context=context) for given in given_codes for context in CONTEXTS]
     results = class_engine.generate(requests, decode=False, progress=False)
     model = golden_model(golden["c2i"])
     for request, result in zip(requests, results, strict=True):

@@ -16,7 +16,8 @@ from PIL import Image
 from panoserve import PanoramaRequest
 from panoserve.errors import InvalidRequestError
 from panoserve.redirect.layout import plan_of
-from panoserve.serve.extend import Codes, Pixels, Sides, Strip, check_extension, extend_picture, in_frame, in_picture
+from panoserve.serve.extend import Extension, Sides, Strip, check_extension, extend_picture, in_frame, in_picture
+from panoserve.serve.work import UNPAINTED, Codes, Pixels, Round
 
 GRID = CLASS.grid  # 4 codes of 8 pixels
 STEP, CROP = GRID.downsample, GRID.crop_pixels
@@ -121,6 +122,37 @@ def test_what_is_wrong_is_named(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         check_extension(size, Sides(**sides), PanoramaRequest(**{"label": 1, **fields}), CLASS)
+
+
+def test_previews_show_what_is_there() -> None:
+    """At the size of the whole, grey where nothing is drawn yet; and the canvases are known before anything is."""
+    pixels = noise(61, 45)
+    request = check_extension((61, 45), Sides(left=3, right=50, up=9, down=21), PanoramaRequest(label=1, seed=5), CLASS)
+    work = Extension(pixels, Sides(left=3, right=50, up=9, down=21), request, GRID)
+    first = work.begin(toy_encode)
+    canvases = list(first.requests.values())
+    decoded = {
+        side: np.full((strip.height, strip.width, 3), 50, dtype=np.uint8) for side, strip in first.requests.items()
+    }
+    decoded["right"][8:] = UNPAINTED
+    seen = first.preview(decoded)
+    assert seen.shape == (75, 114, 3)
+    assert np.array_equal(seen[9:54, 3:64], pixels)
+    assert (seen[9:54, :3] == 50).all() and (seen[9:17, 64:] == 50).all()
+    for part in (seen[:9], seen[54:], seen[17:54, 64:]):
+        assert (part == UNPAINTED).all()
+    second = first.finish(decoded)
+    assert isinstance(second, Round) and list(second.requests) == ["up", "down"]
+    canvases += second.requests.values()
+    assert work.canvases == [request.canvas(CLASS) for request in canvases]
+    assert work.rows == 48 // 8 + 48 // 8 + 40 // 8 + 32 // 8
+
+
+def test_a_large_picture_counts_however_little_is_drawn() -> None:
+    pixels = noise(400, 100)
+    request = check_extension((400, 100), Sides(right=1), PanoramaRequest(label=1), CLASS)
+    work = Extension(pixels, Sides(right=1), request, GRID)
+    assert work.codes == 51 * 13 > sum(canvas.codes for canvas in work.canvases)
 
 
 def test_all_sides_of_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,20 @@ def test_several_at_once(server: Server, tmp_path: Path) -> None:
     assert [is_picture(path) for path in sorted((tmp_path / "all").iterdir())] == [True, True]
 
 
+def test_an_edit(server: Server, tmp_path: Path) -> None:
+    side = TINY_CONFIG.grid.crop_pixels
+    Image.new("RGB", (side, side), (40, 80, 120)).save(tmp_path / "photo.png")
+    mask = Image.new("RGBA", (side, side), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (8, 8, 20, 20))
+    mask.save(tmp_path / "mask.png")
+    for option, value, width in (("--right", "20", side + 20), ("--mask", tmp_path / "mask.png", side)):
+        example = (sys.executable, EXAMPLES / "openai_edit.py", tmp_path / "photo.png", "a sea", option, value)
+        said = run(*example, "-o", tmp_path / "edited.png", "--server", server.url)
+        assert f"{width}x{side}" in said
+        with Image.open(tmp_path / "edited.png") as image:
+            assert image.size == (width, side)
+
+
 def test_plain_requests(server: Server, tmp_path: Path) -> None:
     output = tmp_path / "three.webp"
     run(sys.executable, EXAMPLES / "requests_picture.py", "a sea", "-o", output, "--server", server.url)

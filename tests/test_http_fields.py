@@ -60,14 +60,15 @@ def test_defaults() -> None:
     assert (request.width, request.height) == (6 * CROP, CROP)
     assert (request.guidance, request.context) == (2.0, "reuse")
     assert request.seed is not None
-    assert (drawn.output_format, drawn.response_format, drawn.stream) == ("png", "b64_json", False)
-    assert drawn.codes(TINY_CONFIG) == 6 * TINY_CONFIG.grid.codes
+    output = drawn.output
+    assert (output.output_format, output.response_format, output.stream) == ("png", "b64_json", False)
+    assert drawn.codes == 6 * TINY_CONFIG.grid.codes
 
 
 def test_null_is_the_same_as_left_out() -> None:
     nothing = dict.fromkeys(name for name in FIELDS if name != "prompt")
     drawn = job(**nothing)
-    assert (drawn.requests[0].width, drawn.output_format) == (6 * CROP, "png")
+    assert (drawn.requests[0].width, drawn.output.output_format) == (6 * CROP, "png")
 
 
 def test_our_fields_arrive() -> None:
@@ -105,9 +106,9 @@ def test_several_pictures_differ_in_their_seeds() -> None:
 
 
 def test_who_asks_is_repeated() -> None:
-    assert job(user="old").safety_identifier == "old"
-    assert job(user="old", safety_identifier="new").safety_identifier == "new"
-    assert job(user="").safety_identifier is None
+    assert job(user="old").output.safety_identifier == "old"
+    assert job(user="old", safety_identifier="new").output.safety_identifier == "new"
+    assert job(user="").output.safety_identifier is None
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ def test_vllms_arguments_are_ours_and_then_the_users(folder: ModelFolder) -> Non
     assert (made.max_num_seqs, made.dtype, made.skip_tokenizer_init) == (4, "float32", True)
     assert (made.api_key, made.tensor_parallel_size, made.served_model_name) == (["K"], 2, ["pano"])
     assert made.api_server_count == 1
+    assert made.middleware == arguments(folder).middleware == [launch.MIDDLEWARE]
+    assert arguments(folder, "--middleware", "a.B").middleware == [launch.MIDDLEWARE, "a.B"]
     assert getattr(made, SETTINGS).url_mib == 1
     assert arguments(folder).served_model_name == ["tiny"]
 
@@ -151,6 +153,7 @@ def test_text_routes_are_replaced() -> None:
         "/invocations",
         "/v1/responses/{response_id}/cancel",
         "/v1/images/generations",
+        "/v1/images/edits",
     }
     app.router.routes[:] = ours  # as vLLM does with those that are overridden
     answer = TestClient(app).post("/v1/completions", json={"prompt": "x"})

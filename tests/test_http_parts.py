@@ -19,10 +19,11 @@ from panoserve.serve.http.errors import ApiError
 from panoserve.serve.http.fields import image_job
 from panoserve.serve.http.logs import JsonLines
 from panoserve.serve.http.metrics import metrics
-from panoserve.serve.http.pictures import UNPAINTED, Studio
+from panoserve.serve.http.pictures import Studio
 from panoserve.serve.http.service import due_rows
 from panoserve.serve.http.settings import HttpSettings
 from panoserve.serve.http.store import PictureStore
+from panoserve.serve.work import UNPAINTED
 from panoserve.vq.images import to_pil
 
 
@@ -96,7 +97,15 @@ def draw(output_format: str, rows: int, **values: object) -> bytes:
     body = {"prompt": "a", "size": size, "output_format": output_format, **values}
     job = image_job(body, TINY_CONFIG, "reuse")
     studio = Studio(TINY_CONFIG, filled_vq(TINY_VQ), 1 << 30, metrics())
-    return asyncio.run(studio.picture(canvas()[:rows], job))
+
+    async def file() -> bytes:
+        round_ = await studio.begin(job.works[0])
+        codes = {"picture": canvas()[:rows]}
+        preview = await studio.preview(round_, codes, job.output)
+        assert preview == await studio.finish(round_, codes, job.output), "a whole picture's preview is the picture"
+        return preview
+
+    return asyncio.run(file())
 
 
 def canvas() -> torch.Tensor:

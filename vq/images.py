@@ -2,10 +2,56 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from panoserve.errors import InvalidRequestError
+
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PICTURE = 80_000_000  # pixels; a small file can claim any size
+
+
+def read_picture(source: Path | BinaryIO, name: str, param: str | None = None, most: int = MAX_PICTURE) -> Image.Image:
+    """A picture file, turned as its EXIF says: RGBA if it is transparent in places, else RGB.
+
+    `name` is what an error calls it, `param` the request's field. Raises InvalidRequestError for what is no picture of
+    8 bits a channel and at most `most` pixels, which is known before any of them is decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
+            picture = Image.open(source, formats=PICTURE_FORMATS)
+        with picture:
+            area = picture.width * picture.height
+            if area > most:
+                raise Image.DecompressionBombError(f"it has {picture.width}x{picture.height} pixels")
+            if picture.mode.startswith(("I", "F")):
+                raise InvalidRequestError(f"{name} has more than 8 bits a channel; save it with 8 bits first", param)
+            upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                clear = upright.convert("RGBA")
+                if clear.getchannel("A").histogram()[255] < area:
+                    return clear
+            return upright.convert("RGB")
+    except InvalidRequestError:  # a ValueError, too
+        raise
+    except FileNotFoundError:
+        raise InvalidRequestError(f"{name} does not exist", param) from None
+    except UnidentifiedImageError:
+        message = f"{name} is of no kind that can be read; expected PNG, JPEG or WebP"
+        raise InvalidRequestError(message, param) from None
+    except Image.DecompressionBombError as error:
+        raise InvalidRequestError(
+            f"{name} is too large: {error}; at most {most // 10**6} million are taken, so scale it down first", param
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidRequestError(f"{name} cannot be read: {error}", param) from None
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -40,15 +40,15 @@ class Backlog:
         self._clock = clock
         self._drawn: deque[tuple[float, int]] = deque()  # (when, codes) of the last RATE_WINDOW seconds
 
-    def accept(self, codes: int) -> Ticket:
-        """Raises ApiError: 400 if `codes` could never be accepted, 429 if not now."""
+    def accept(self, codes: int, param: str = "size") -> Ticket:
+        """Raises ApiError: 400 about `param` if `codes` could never be accepted, 429 if not now."""
         if codes > self.limit:
             raise ApiError(
                 400,
                 f"the request asks for {codes} codes in all, but this server takes at most {self.limit} at a time; ask "
                 "for a smaller size or a smaller n, or start the server with a larger --max-queue-codes",
                 code="too_large",
-                param="size",
+                param=param,
             )
         if self.codes + codes > self.limit:
             wait = self.seconds_until(codes)

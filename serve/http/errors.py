@@ -51,6 +51,13 @@ def queue_full(message: str, retry_after: int) -> ApiError:
     return ApiError(429, message, code="queue_full", kind="rate_limit_error", headers={"Retry-After": str(retry_after)})
 
 
+def unauthorized(given: bool) -> ApiError:
+    """401: the API key is missing or, if one was given, wrong."""
+    problem = "the API key is not known here" if given else "there is no API key"
+    message = f"{problem}; send the server's in the header `Authorization: Bearer KEY`"
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
 def engine_dead() -> ApiError:
     """503: this process is about to end, so that its supervisor starts it again."""
     message = "the engine process died; the server is shutting down, and its log says why"

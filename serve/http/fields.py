@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from panoserve.configs.model import ModelConfig
 from panoserve.serve.http.errors import ApiError, bad_value
 from panoserve.serve.http.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_PROMPTS
-from panoserve.serve.request import MAX_SEED, PanoramaRequest
+from panoserve.serve.request import PanoramaRequest
+from panoserve.serve.work import FreshPicture, Work
 
 # Longest side that the format can hold, in pixels; Pillow and libwebp refuse more.
 MAX_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
@@ -25,10 +26,9 @@ Check = Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class ImageJob:
-    """A checked request. `requests` are resolved, one for each picture, and differ in their seeds only."""
+class Output:
+    """What is to be made of a picture, and how it is to be sent."""
 
-    requests: tuple[PanoramaRequest, ...]
     output_format: str
     output_compression: int  # 0 to 100, as OpenAI means it: the quality of jpeg and webp
     response_format: str
@@ -36,9 +36,24 @@ class ImageJob:
     partial_images: int
     safety_identifier: str | None
 
-    def codes(self, config: ModelConfig) -> int:
-        """Codes that the job asks to draw, over all its pictures."""
-        return sum(request.canvas(config).codes for request in self.requests)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageJob:
+    """A checked request. `works` are one for each picture, and differ in their seeds only."""
+
+    works: tuple[Work, ...]
+    output: Output
+    kind: str = "image_generation"  # what OpenAI calls the events of a stream: image_generation or image_edit
+
+    @property
+    def requests(self) -> tuple[PanoramaRequest, ...]:
+        """Resolved, one for each picture."""
+        return tuple(work.request for work in self.works)
+
+    @property
+    def codes(self) -> int:
+        """Codes of all canvases, over all pictures."""
+        return sum(work.codes for work in self.works)
 
     @property
     def size(self) -> str:
@@ -168,12 +183,13 @@ def shown(value: Any) -> str:
     return written if len(written) <= 60 else f"{written[:57]}..."
 
 
+def no_constant(name: str) -> NoReturn:
+    """For json.loads, which takes NaN and Infinity by itself."""
+    raise ValueError(f"{name} is no JSON")
+
+
 def parse_body(body: bytes) -> dict[str, Any]:
     """The JSON object of a request body, fields that are null left out. Raises ApiError."""
-
-    def no_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no JSON")
-
     try:
         values = json.loads(body, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
@@ -181,16 +197,37 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(values, dict):
         message = f"the body is {shown(values)}, but must be a JSON object"
         raise ApiError(400, message, code="invalid_json")
+    return checked(values, FIELDS)
+
+
+def checked(values: dict[str, Any], fields: dict[str, Check]) -> dict[str, Any]:
+    """Values whose names and kinds are right, those that are None left out. Raises ApiError."""
     for name in values:
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(FIELDS))}"
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(fields))}"
             raise ApiError(400, f"unknown field {shown(name)}{hint}", code="unknown_parameter", param=name)
-    return {name: FIELDS[name](name, value) for name, value in values.items() if value is not None}
+    return {name: fields[name](name, value) for name, value in values.items() if value is not None}
 
 
 def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> ImageJob:
     """A parsed body as a job, every default filled in. Raises ApiError or InvalidRequestError."""
+    output = output_of(values)
+    width, height = values.get("size") or (None, None)
+    request = replace(request_of(values, config), width=width, height=height).resolve(config, context)
+    check_format(output, request)
+    return ImageJob(several(FreshPicture(request, config), values), output)
+
+
+def several(work: Work, values: dict[str, Any]) -> tuple[Work, ...]:
+    """As many pictures as are asked for, with seeds that follow each other."""
+    seed = work.request.seed
+    assert seed is not None
+    return tuple(work.with_seed(seed + i) for i in range(values.get("n", 1)))
+
+
+def output_of(values: dict[str, Any]) -> Output:
+    """The output that checked fields ask for. Raises ApiError."""
     stream, partial_images = values.get("stream", False), values.get("partial_images", 0)
     output_format = values.get("output_format", "png")
     compression = values.get("output_compression", 100)
@@ -204,16 +241,7 @@ def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> Imag
         raise bad_value("response_format", "a stream carries its pictures itself: use b64_json, or stream=false")
     if output_format == "png" and compression != 100:
         raise bad_value("output_compression", "png loses nothing, so only 100 is possible; use jpeg or webp")
-    request = _request(values, config).resolve(config, context)
-    assert request.width is not None and request.height is not None and request.seed is not None
-    if max(request.width, request.height) > MAX_SIDE[output_format]:
-        raise bad_value(
-            "output_format",
-            f"{output_format} holds at most {MAX_SIDE[output_format]} pixels a side, but {request.width}x"
-            f"{request.height} was asked for; use png",
-        )
-    return ImageJob(
-        requests=tuple(_with_seed(request, request.seed + i) for i in range(n)),
+    return Output(
         output_format=output_format,
         output_compression=compression,
         response_format=response_format,
@@ -223,17 +251,24 @@ def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> Imag
     )
 
 
-def _request(values: dict[str, Any], config: ModelConfig) -> PanoramaRequest:
-    """The panorama that the fields ask for; what was left out stays None."""
+def check_format(output: Output, request: PanoramaRequest) -> None:
+    """Raise ApiError if the file's format cannot hold a resolved request's picture."""
+    assert request.width is not None and request.height is not None
+    most = MAX_SIDE[output.output_format]
+    if max(request.width, request.height) > most:
+        raise bad_value(
+            "output_format",
+            f"{output.output_format} holds at most {most} pixels a side, but the picture would be "
+            f"{request.width}x{request.height}; use png",
+        )
+
+
+def request_of(values: dict[str, Any], config: ModelConfig) -> PanoramaRequest:
+    """The panorama that the fields ask for, its size left open, as is what was left out."""
     named = {ours: values[name] for name, ours in OUR_FIELDS.items() if name in values}
     prompt = values.get("prompt")
     if config.condition == "class" and not prompt:
         prompt = None  # openai's client cannot leave it out
     elif prompt is None and "prompts" not in values:
         raise ApiError(400, "prompt is missing; say what to draw", code="missing_required_parameter", param="prompt")
-    width, height = values.get("size") or (None, None)
-    return PanoramaRequest(prompt=prompt, width=width, height=height, **named)
-
-
-def _with_seed(request: PanoramaRequest, seed: int) -> PanoramaRequest:
-    return replace(request, seed=seed % (MAX_SEED + 1))
+    return PanoramaRequest(prompt=prompt, **named)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 PLUGIN = "panoserve"
+MIDDLEWARE = "panoserve.serve.http.middleware.OpenAIErrors"
 # What makes vLLM draw images; another value of any of these is another engine than ours.
 FIXED = (
     "model",
@@ -76,6 +77,7 @@ def server_arguments(
         "disable_log_stats": False,  # vLLM's own metrics
         "disable_uvicorn_access_log": True,  # our log has a line for every panorama
         "api_server_count": 1,
+        "middleware": [MIDDLEWARE],  # the user's go around it
     }
     parser = make_arg_parser(OneLineParser(prog="panoserve serve", add_help=False))
     parser.set_defaults(**defaults)

@@ -1,7 +1,8 @@
-"""From codes to files: VQ decoding, painting of unfinished pictures, encoding; all of it off the event loop.
+"""Between codes and files: VQ encoding and decoding, painting of unfinished pictures, files; all off the event loop.
 
 One thread does it for all requests, so the peak is one picture's: the decoder's bound (vq/tiled.py, of which
-`decode_memory_gib` is the adjustable part), 12 bytes a pixel for the decoded picture, and its encoded file.
+`decode_memory_gib` is the adjustable part), 15 bytes a pixel for the decoded picture, and its encoded file; while a
+picture is edited, up to 70 bytes a pixel of it (MAX_EDIT_PIXELS) instead of the 15.
 """
 
 from __future__ import annotations
@@ -9,27 +10,30 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from panoserve.serve.http.fields import ImageJob
+import numpy as np
+
+from panoserve.serve.http.fields import Output
 from panoserve.serve.http.metrics import Metrics
+from panoserve.serve.work import UNPAINTED, Decoded, Pixels, Round, Work, encoder
 from panoserve.vq.endless import decode_windows
 from panoserve.vq.images import to_pil
 from panoserve.vq.tiled import decode_tiled
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from panoserve.configs.model import ModelConfig
+    from panoserve.serve.request import PanoramaRequest
     from panoserve.vq.model import VQModel
 
 T = TypeVar("T")
+Canvases = Mapping[str, "torch.Tensor"]  # int64 [H, W] codes of every request of a round: the rows that are complete
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-UNPAINTED = (127, 127, 127)  # rows that are not drawn yet
 
 
 class Studio:
@@ -42,43 +46,54 @@ class Studio:
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panoserve-decode")
 
-    async def picture(self, codes: torch.Tensor, job: ImageJob) -> bytes:
-        """The file of a canvas [H, W] of codes. If fewer rows are given than the job asks for, the rest is grey."""
-        return await self._run(lambda: self._picture(codes, job))
-
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T]) -> T:
+        """Anything that would hold the event loop up."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _picture(self, codes: torch.Tensor, job: ImageJob) -> bytes:
+    async def begin(self, work: Work) -> Round:
+        return await self.run(lambda: work.begin(encoder(self._vq, self._model.grid_side)))
+
+    async def preview(self, round_: Round, canvases: Canvases, output: Output) -> bytes:
+        """The file of a work that is under way; what is not drawn yet is grey."""
+        return await self.run(lambda: self._timed(lambda: encoded(round_.preview(self._all(round_, canvases)), output)))
+
+    async def finish(self, round_: Round, canvases: Canvases, output: Output) -> Round | bytes:
+        """What follows when a round is drawn: the next one, or the file of the whole work."""
+
+        def finished() -> Round | bytes:
+            result = round_.finish(self._all(round_, canvases))
+            return result if isinstance(result, Round) else encoded(result, output)
+
+        return await self.run(lambda: self._timed(finished))
+
+    def _timed(self, work: Callable[[], T]) -> T:
         begun = time.perf_counter()
-        request, side = job.requests[0], self._vq.config.downsample
-        if request.prompts and not request.loop:
-            pixels = decode_windows(self._vq, codes, self._model.grid_side, self._memory)
-        else:
-            pixels = decode_tiled(self._vq, codes[None], memory=self._memory, around=request.loop)[0]
-        image = to_pil(pixels)
-        canvas, frame = request.canvas(self._model), request.frame(self._model)
-        size = canvas.columns * side, canvas.rows * side
-        if image.size != size:
-            image = painted(image, size)
-        image = image.crop(frame.box(side))
-        content = encoded(image, job.output_format, job.output_compression)
+        result = work()
         self._metrics.decode_seconds.observe(time.perf_counter() - begun)
-        return content
+        return result
+
+    def _all(self, round_: Round, canvases: Canvases) -> Decoded:
+        return {name: self._decoded(request, canvases[name]) for name, request in round_.requests.items()}
+
+    def _decoded(self, request: PanoramaRequest, codes: torch.Tensor) -> Pixels:
+        """The picture of a canvas. If fewer rows are given than the request asks for, the rest is UNPAINTED."""
+        canvas, frame, step = request.canvas(self._model), request.frame(self._model), self._vq.config.downsample
+        pixels = np.full((canvas.rows * step, canvas.columns * step, 3), UNPAINTED, dtype=np.uint8)
+        if len(codes):
+            if request.prompts and not request.loop:
+                picture = decode_windows(self._vq, codes, self._model.grid_side, self._memory)
+            else:
+                picture = decode_tiled(self._vq, codes[None], memory=self._memory, around=request.loop)[0]
+            pixels[: len(codes) * step] = np.asarray(to_pil(picture))
+        left, top, right, bottom = frame.box(step)
+        return pixels[top:bottom, left:right]
 
 
-def painted(top: Image, size: tuple[int, int]) -> Image:
-    """A picture of `size` whose upper part is `top` and whose rest is unpainted."""
+def encoded(pixels: Pixels, output: Output) -> bytes:
+    """A picture as a file. `output_compression` is the quality of jpeg and webp; png is lossless."""
     from PIL import Image
 
-    whole = Image.new("RGB", size, UNPAINTED)
-    whole.paste(top, (0, 0))
-    return whole
-
-
-def encoded(image: Image, output_format: str, compression: int) -> bytes:
-    """A picture as a file. `compression` is the quality of jpeg and webp; png is lossless."""
     file = io.BytesIO()
-    options: dict[str, int] = {} if output_format == "png" else {"quality": compression}
-    image.save(file, format=output_format.upper(), **options)
+    options = {} if output.output_format == "png" else {"quality": output.output_compression}
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, format=output.output_format.upper(), **options)
     return file.getvalue()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -14,8 +14,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
+from panoserve.serve.http.edits import EDIT_FIELDS, edit_job
 from panoserve.serve.http.errors import ApiError
-from panoserve.serve.http.fields import image_job, parse_body
+from panoserve.serve.http.fields import ImageJob, checked, image_job, parse_body
+from panoserve.serve.http.form import FILES, form_of, parts_of
 from panoserve.serve.http.options import options_of
 from panoserve.serve.http.pictures import MEDIA_TYPES
 from panoserve.serve.http.service import ImageService, cancelled
@@ -36,12 +38,42 @@ def service_of(request: Request) -> ImageService:
 async def generations(request: Request) -> Response:
     """OpenAI's image generation: one panorama or several, whole or as a stream of events."""
     service = service_of(request)
-    request_id = request_id_of(request)
-    try:
+
+    async def job() -> ImageJob:
         values = parse_body(await body_of(request))
         check_model(values.get("model"), request)
-        job = image_job(values, service.engine.config, service.settings.context)
-        if not job.stream:
+        return image_job(values, service.engine.config, service.settings.context)
+
+    return await answer_to(request, job)
+
+
+@router.post("/v1/images/edits")
+async def edits(request: Request) -> Response:
+    """OpenAI's image edit: a picture extended, or redrawn where a mask is transparent."""
+    service = service_of(request)
+
+    async def job() -> ImageJob:
+        form = await form_of(request)
+        try:
+            given, files = parts_of(form)
+            values = checked(given, EDIT_FIELDS)
+            check_model(values.get("model"), request)
+            image, mask = (files[name].file if name in files else None for name in FILES)
+            config, context = service.engine.config, service.settings.context
+            return await service.studio.run(lambda: edit_job(values, image, mask, config, context))
+        finally:
+            await form.close()
+
+    return await answer_to(request, job)
+
+
+async def answer_to(request: Request, job_of: Callable[[], Awaitable[ImageJob]]) -> Response:
+    """Draw what a request asks for, whole or as a stream; whatever goes wrong becomes an answer in OpenAI's shape."""
+    service = service_of(request)
+    request_id = request_id_of(request)
+    try:
+        job = await job_of()
+        if not job.output.stream:
             task = asyncio.create_task(service.images(job, request_id))
             if not await finished_before_leaving(task, request):
                 return Response(status_code=CLIENT_LEFT)

@@ -6,11 +6,11 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from panoserve.serve.engine import AsyncEngine
 from panoserve.serve.http.backlog import Backlog, Ticket
@@ -19,9 +19,11 @@ from panoserve.serve.http.fields import ImageJob
 from panoserve.serve.http.logs import log_event
 from panoserve.serve.http.metrics import metrics
 from panoserve.serve.http.pictures import MEDIA_TYPES, Studio
+from panoserve.serve.http.runs import Run
 from panoserve.serve.http.settings import HttpSettings
 from panoserve.serve.http.store import PictureStore
 from panoserve.serve.request import PanoramaRequest
+from panoserve.serve.work import Round, Work
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +32,19 @@ if TYPE_CHECKING:
     from panoserve.serve.drawing import Drawing
     from panoserve.serve.folder import ModelFolder
 
+T = TypeVar("T")
+Runs = dict[str, Run]  # of every request of a round
+Watch = Callable[[Round, Runs], Awaitable[None]]
+
 MIB, GIB = 1 << 20, 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """One drawn panorama and its file."""
+    """One picture's file, what it was asked for, and the canvases that were drawn for it."""
 
-    drawing: Drawing
+    request: PanoramaRequest
+    drawings: list[Drawing]
     content: bytes
 
 
@@ -67,25 +74,27 @@ class ImageService:
         """Draw all pictures of a job at once. Cancelling the call aborts them and frees their lanes."""
         ticket = self._accept(job)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._image(request, job, ticket, f"{request_id}-{i}"))
-                    for i, request in enumerate(job.requests)
-                ]
-            return [task.result() for task in tasks]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None  # the first failure cancelled the others
+            pictures = [self._make(work, job, ticket, f"{request_id}-{i}") for i, work in enumerate(job.works)]
+            return await together(*pictures)
         finally:
             ticket.close()
 
-    async def _image(self, request: PanoramaRequest, job: ImageJob, ticket: Ticket, request_id: str) -> Drawn:
-        run = _Run(self, request, ticket, request_id)
-        with run:
-            async with aclosing(run.rows()) as rows:
-                async for _ in rows:
-                    pass
-            content = await self.studio.picture(run.codes, job)
-        return Drawn(run.drawing, content)
+    async def _make(
+        self, work: Work, job: ImageJob, ticket: Ticket, request_id: str, watch: Watch | None = None
+    ) -> Drawn:
+        """All rounds of one picture. `watch` is awaited after every row that is complete."""
+        drawings: list[Drawing] = []
+        step: Round | bytes = await self.studio.begin(work)
+        while isinstance(step, Round):
+            with ExitStack() as stack:
+                runs: Runs = {}
+                for name, request in step.requests.items():
+                    run_id = f"{request_id}-{name}" if len(step.requests) > 1 else request_id
+                    runs[name] = stack.enter_context(Run(self, request, ticket, run_id))
+                await together(*(follow(run, step, runs, watch) for run in runs.values()))
+                step = await self.studio.finish(step, codes_of(runs), job.output)
+            drawings += [run.drawing for run in runs.values()]
+        return Drawn(work.request, drawings, step)
 
     # ---- streams ----
 
@@ -112,33 +121,14 @@ class ImageService:
         self, job: ImageJob, ticket: Ticket, request_id: str, events: asyncio.Queue[dict[str, Any] | None]
     ) -> None:
         try:
-            run = _Run(self, job.requests[0], ticket, request_id)
-            with run:
-                marks = due_rows(run.canvas_rows, job.partial_images)
-                index = 0
-                async with aclosing(run.rows()) as rows:
-                    async for done in rows:
-                        await events.put({"type": "progress", "rows": done, "of": run.canvas_rows})
-                        if not marks or done < marks[0]:
-                            continue
-                        codes = run.codes  # rows that came while a picture was painted are in it already
-                        if len(codes) == run.canvas_rows:
-                            continue
-                        marks = [mark for mark in marks if mark > len(codes)]
-                        content = await self.studio.picture(codes, job)
-                        head = self._event_head("image_generation.partial_image", job, content)
-                        place = {"partial_image_index": index, "rows": len(codes), "of": run.canvas_rows}
-                        await events.put(head | place)
-                        index += 1
-                content = await self.studio.picture(run.codes, job)
-            head = self._event_head("image_generation.completed", job, content)
-            await events.put({**head, "usage": usage([run.drawing]), **self.facts(run.drawing)})
+            [work] = job.works
+            previews = Previews(self.studio, job, events)
+            drawn = await self._make(work, job, ticket, request_id, previews.row_done)
+            head = event_head("completed", job, drawn.content)
+            await events.put({**head, "usage": usage(drawn.drawings), **facts(drawn)})
         except Exception as error:
             await events.put(self.failure(error, request_id).body)
         await events.put(None)
-
-    def _event_head(self, kind: str, job: ImageJob, content: bytes) -> dict[str, Any]:
-        return {"type": kind, "b64_json": base64_text(content), "created_at": int(time.time()), **described(job)}
 
     # ---- shared ----
 
@@ -146,7 +136,8 @@ class ImageService:
         if self.dead:
             raise engine_dead()
         try:
-            return self.backlog.accept(job.codes(self.engine.config))
+            param = "size" if job.kind == "image_generation" else "image"
+            return self.backlog.accept(job.codes, param)
         except ApiError as error:
             if error.status == 429:
                 self.metrics.rejected.inc()
@@ -167,82 +158,85 @@ class ImageService:
     async def prepare(self, request: PanoramaRequest) -> Drawing:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, self.engine.prepare, request)
 
-    @staticmethod
-    def facts(drawing: Drawing) -> dict[str, Any]:
-        """What we add to each picture: the seed that draws it again, and whether the prompt was cut."""
-        submission = drawing.submission
-        return {"seed": submission.request.seed} | ({"prompt_truncated": True} if submission.truncated else {})
-
     def answer(self, job: ImageJob, drawn: list[Drawn], base_url: str) -> dict[str, Any]:
         """The body of a 200, as openai's ImagesResponse, with `seed` beside each picture."""
         data: list[dict[str, Any]] = []
         for one in drawn:
-            if job.response_format == "url":
-                name = self.store.put(one.content, MEDIA_TYPES[job.output_format])
-                picture = {"url": f"{base_url}/images/{name}.{job.output_format}"}
+            if job.output.response_format == "url":
+                name = self.store.put(one.content, MEDIA_TYPES[job.output.output_format])
+                picture = {"url": f"{base_url}/images/{name}.{job.output.output_format}"}
             else:
                 picture = {"b64_json": base64_text(one.content)}
-            data.append(picture | self.facts(one.drawing))
-        safety = {"safety_identifier": job.safety_identifier} if job.safety_identifier else {}
-        drawings = [one.drawing for one in drawn]
+            data.append(picture | facts(one))
+        safety = {"safety_identifier": job.output.safety_identifier} if job.output.safety_identifier else {}
+        drawings = [drawing for one in drawn for drawing in one.drawings]
         return {"created": int(time.time()), "data": data, **described(job), **safety, "usage": usage(drawings)}
 
 
-class _Run:
-    """One panorama from acceptance to its end, as the metrics and the log see it."""
+def codes_of(runs: Runs) -> dict[str, torch.Tensor]:
+    return {name: run.codes for name, run in runs.items()}
 
-    def __init__(self, service: ImageService, request: PanoramaRequest, ticket: Ticket, request_id: str) -> None:
-        self._service = service
-        self._request = request
-        self._ticket = ticket
-        self._id = request_id
-        self._begun = time.perf_counter()
-        self._gauge = service.metrics.queued
-        self._first_row: float | None = None
-        self.canvas_rows = request.canvas(service.engine.config).rows
 
-    def __enter__(self) -> None:
-        self._gauge.inc()
+async def follow(run: Run, round_: Round, runs: Runs, watch: Watch | None) -> None:
+    """Draw one canvas to its end."""
+    async with aclosing(run.rows()) as rows:
+        async for _ in rows:
+            if watch is not None:
+                await watch(round_, runs)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._gauge.dec()
-        stopped = kind is not None and not issubclass(kind, Exception)  # CancelledError, GeneratorExit
-        outcome = "aborted" if stopped else "failed" if kind else "finished"
-        seconds = time.perf_counter() - self._begun
-        metrics = self._service.metrics
-        metrics.ended.labels(outcome).inc()
-        facts: dict[str, Any] = {"size": f"{self._request.width}x{self._request.height}", "seed": self._request.seed}
-        if outcome == "finished":
-            stats = self.drawing.stats
-            assert stats is not None
-            metrics.panorama_seconds.observe(seconds)
-            metrics.forward_tokens.inc(stats.forward_tokens)
-            metrics.copied_slots.inc(stats.copied_slots)
-            metrics.lanes.inc(stats.lanes)
-            facts |= {"codes": stats.drawn, "lanes": stats.lanes, "steps": stats.steps}
-        first = None if self._first_row is None else round(self._first_row, 3)
-        log_event("panorama", request=self._id, outcome=outcome, seconds=round(seconds, 3), first_row=first, **facts)
 
-    async def rows(self) -> AsyncGenerator[int]:
-        """Draw; yields how many rows are complete each time that one is."""
-        service = self._service
-        self.drawing = await service.prepare(self._request)
-        async with aclosing(service.engine.rows(self.drawing, self._id)) as rows:
-            async for row in rows:
-                self._ticket.drew(len(row.codes))
-                service.metrics.codes.inc(len(row.codes))
-                if self._first_row is None:
-                    self._first_row = time.perf_counter() - self._begun
-                    service.metrics.first_row_seconds.observe(self._first_row)
-                    self._gauge.dec()
-                    self._gauge = service.metrics.running
-                    self._gauge.inc()
-                yield row.index + 1
+async def together(*calls: Coroutine[Any, Any, T]) -> list[T]:
+    """The results of all; the first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
 
-    @property
-    def codes(self) -> torch.Tensor:
-        """The rows that are complete, int64 [rows, W]."""
-        return self.drawing.codes
+
+class Previews:
+    """Events of one picture while its rows are completed."""
+
+    def __init__(self, studio: Studio, job: ImageJob, events: asyncio.Queue[dict[str, Any] | None]) -> None:
+        self._studio, self._job, self._events = studio, job, events
+        self._rows = job.works[0].rows
+        self._marks = due_rows(self._rows, job.output.partial_images)
+        self._done = 0
+        self._earlier: dict[Round, int] = {}  # rows that were complete when a round began
+        self._index = 0
+        self._painting = False
+
+    async def row_done(self, round_: Round, runs: Runs) -> None:
+        """One more row of a round is complete."""
+        earlier = self._earlier.setdefault(round_, self._done)
+        self._done += 1
+        await self._events.put({"type": "progress", "rows": self._done, "of": self._rows})
+        if self._painting or not self._marks or self._done < self._marks[0]:
+            return
+        codes = codes_of(runs)  # rows that came while a picture was painted are in it already
+        rows = earlier + sum(map(len, codes.values()))
+        if rows == self._rows:
+            return
+        self._marks = [mark for mark in self._marks if mark > rows]
+        self._painting = True  # another canvas's row may come meanwhile
+        content = await self._studio.preview(round_, codes, self._job.output)
+        place = {"partial_image_index": self._index, "rows": rows, "of": self._rows}
+        await self._events.put(event_head("partial_image", self._job, content) | place)
+        self._index += 1
+        self._painting = False
+
+
+def event_head(kind: str, job: ImageJob, content: bytes) -> dict[str, Any]:
+    """What partial and whole pictures have in common."""
+    head = {"type": f"{job.kind}.{kind}", "b64_json": base64_text(content), "created_at": int(time.time())}
+    return head | described(job)
+
+
+def facts(drawn: Drawn) -> dict[str, Any]:
+    """What we add to each picture: the seed that draws it again, and whether the prompt was cut."""
+    truncated = any(drawing.submission.truncated for drawing in drawn.drawings)
+    return {"seed": drawn.request.seed} | ({"prompt_truncated": True} if truncated else {})
 
 
 def due_rows(rows: int, partial_images: int) -> list[int]:
@@ -253,22 +247,24 @@ def due_rows(rows: int, partial_images: int) -> list[int]:
 
 def described(job: ImageJob) -> dict[str, str]:
     """What OpenAI repeats with every picture."""
-    return {"background": "opaque", "output_format": job.output_format, "quality": "high", "size": job.size}
+    return {"background": "opaque", "output_format": job.output.output_format, "quality": "high", "size": job.size}
 
 
 def usage(drawings: list[Drawing]) -> dict[str, Any]:
-    """Counts in OpenAI's terms: text tokens are condition rows, image tokens are codes."""
-    texts = 0
+    """Counts in OpenAI's terms: text tokens are condition rows, image tokens are codes, given ones and drawn ones."""
+    texts = given = drawn = 0
     for drawing in drawings:
         captions = drawing.submission.prompt.get("multi_modal_data", {}).get("caption", [])
         texts += sum(map(len, captions))
-    codes = sum(drawing.canvas.codes for drawing in drawings)
+        assert drawing.stats is not None
+        drawn += drawing.stats.drawn
+        given += drawing.canvas.codes - drawing.stats.drawn
     return {
-        "input_tokens": texts,
-        "input_tokens_details": {"text_tokens": texts, "image_tokens": 0},
-        "output_tokens": codes,
-        "output_tokens_details": {"text_tokens": 0, "image_tokens": codes},
-        "total_tokens": texts + codes,
+        "input_tokens": texts + given,
+        "input_tokens_details": {"text_tokens": texts, "image_tokens": given},
+        "output_tokens": drawn,
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": drawn},
+        "total_tokens": texts + given + drawn,
     }
 
 

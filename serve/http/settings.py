@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from panoserve.errors import EnvironmentProblem
 
 MAX_BODY_BYTES = 1 << 20  # 32,000 characters of prompt fit, however they are escaped
+MAX_FORM_BYTES = 64 << 20  # of an edit: a picture and its mask
+MAX_EDIT_PIXELS = 16_000_000  # of a picture to be edited; a small file can claim any size
 MAX_PROMPT_CHARACTERS = 32_000  # OpenAI's limit
 MAX_PROMPTS = 100  # along one panorama
 MAX_IMAGES = 10  # of one request; OpenAI's limit
