@@ -284,3 +284,14 @@ def test_threads_are_left_alone_when_nobody_binds_them() -> None:
     source = inspect.getsource(OMPProcessManager)
     assert 'self.skip_setup = vllm_mask == "nobind"' in source
     assert "if config.kv_transfer_config:\n            self.reserve_cpu_num += self.local_world_size" in source
+
+
+def test_every_sampling_value_that_we_allow_is_one_that_vllm_takes() -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    from panoserve.serve.request import MAX_SEED, MAX_TEMPERATURE
+
+    SamplingParams(temperature=MAX_TEMPERATURE, top_p=1e-9, top_k=0, seed=MAX_SEED)
+    with pytest.raises(VLLMValidationError, match="temperature"):
+        SamplingParams(temperature=MAX_TEMPERATURE + 0.1)
