@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from panoserve.serve.http import launch
 from panoserve.serve.http.plugin import SETTINGS, ImagesPlugin, check_engine
 from panoserve.serve.http.settings import HttpSettings
 from panoserve.serve.settings import engine_args
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,33 @@ def test_flags_that_are_refused(folder: ModelFolder, flags: tuple[str, ...], wor
         arguments(folder, *flags)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_documented_flags_of_vllms_own_command_are_ours(folder: ModelFolder) -> None:
+    """docs/serving.md has them for `vllm serve`; they must make the engine that `panoserve serve` makes."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```sh\n(VLLM_PLUGINS.*?)```", page, re.DOTALL)
+    words = shlex.split(block.replace("\\\n", " "))
+    parser = make_arg_parser(FlexibleArgumentParser())
+    documented, ours = vars(parser.parse_args(words[words.index("serve") + 1 :])), vars(arguments(folder))
+    assert words[0] == f"VLLM_PLUGINS={launch.PLUGIN}"
+    connector = documented["kv_transfer_config"]
+    documented["kv_transfer_config"] = {name: getattr(connector, name) for name in ours["kv_transfer_config"]}
+    alike = [*launch.FIXED[1:], "enforce_eager", "async_scheduling", "block_size", "hf_overrides", "middleware"]
+    assert {name: documented[name] for name in alike} == {name: ours[name] for name in alike}
+
+
+def test_the_container_starts_the_server() -> None:
+    text = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    entry, command = (json.loads(line) for line in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", text, re.MULTILINE))
+    assert entry[:3] == [".venv/bin/python", "-m", "panoserve.cli"]
+    parsed = build_parser().parse_args(entry[3:] + command)
+    assert (parsed.host, parsed.port, parsed.vllm_flags) == ("0.0.0.0", 8000, [])
+    for path in re.findall(r"(requirements/\S+)", text):
+        assert (ROOT / path.rstrip(",")).exists(), path
 
 
 def test_the_environment_names_our_plugin_and_binds_no_threads(environment: pytest.MonkeyPatch) -> None:
