@@ -18,7 +18,7 @@ from panoserve.train import captioner
 from panoserve.train.export import export_model
 from panoserve.train.fast import BAND, causal_states, logits_of
 from panoserve.train.files import Progress
-from panoserve.train.listening import ATTRIBUTES, labels
+from panoserve.train.listening import ATTRIBUTES, RowFinder, labels
 from panoserve.train.muon import orthogonalise
 from panoserve.train.npp import patch_logits, patch_loss, patches
 from panoserve.train.preview import draw_panorama, load_transformer
@@ -183,6 +183,22 @@ def test_what_the_caption_says_is_learnt(tokenizer: object) -> None:
     batch = _batch(tokenizer, captions, torch.zeros(6, 16, dtype=torch.long), strangers=2)
     heard = [trainer.train_step(batch)["heard"] for _ in range(40)]
     assert heard[-1] < 0.3 * heard[0]
+
+
+def test_the_row_is_learnt_where_codes_do_not_tell_it(tokenizer: object) -> None:
+    trainer = _trainer(tokenizer, steps=60, phases=((1.0, 1, 6),))
+    batch = _batch(tokenizer, ["a red sunset"] * 6, torch.zeros(6, 16, dtype=torch.long))
+    rows = [trainer.train_step(batch)["row"] for _ in range(60)]
+    assert rows[-1] < 0.5 * rows[0]
+
+
+def test_a_patch_stands_in_the_row_it_begins_in() -> None:
+    finder = RowFinder(8, side=4)
+    with torch.no_grad():
+        finder.output.weight.zero_()
+        finder.output.bias.copy_(torch.tensor([0.0, -50.0, 0.0, -50.0]))  # row 0 or 2
+    assert finder.loss(torch.randn(2, 4, 8), patch=2).item() == pytest.approx(np.log(2), abs=1e-4)
+    assert finder.loss(torch.randn(2, 16, 8), patch=1).item() > 20
 
 
 def test_batches_of_captions_have_one_length_and_their_scenes_labels(

@@ -5,6 +5,9 @@ crop, too little to be found by a loss of all codes before the scenes are known 
 `Listener` asks at every code what the caption's scene has (its feature, time, weather ...), from the hidden states
 after the middle layer, so that text heads learn to fetch it; the layers behind use it because it helps. It is a part of
 the training only. Some crops of a batch come with the caption of another scene: there the picture does not tell.
+
+The `RowFinder` asks likewise in which row a code stands. Nothing tells a LlamaGen model (its positions are relative,
+its condition rows have none), so it must count; one that lost count draws sky down to the lower edge.
 """
 
 from __future__ import annotations
@@ -54,3 +57,18 @@ class Listener(nn.Module):
                 for i, part in enumerate(parts)
             ]
         )
+
+
+class RowFinder(nn.Module):
+    """A linear classifier of the row on hidden states [..., D]."""
+
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.output = nn.Linear(dim, side)
+
+    def loss(self, states: Tensor, patch: int) -> Tensor:
+        """Mean cross entropy (nats) for states [B, K, D] of patches in raster order, each beginning in a row."""
+        normal = F.layer_norm(states.float(), states.shape[-1:])
+        rows = torch.arange(states.shape[1]) // (self.side // patch) * patch
+        return F.cross_entropy(self.output(normal).flatten(0, 1), rows.repeat(len(states)))

@@ -27,7 +27,7 @@ from panoserve.models.reference import CaptionEmbedder, ReferenceModel
 from panoserve.train.captioner import make_tokenizer, new_encoder, tokenize
 from panoserve.train.fast import logits_of
 from panoserve.train.files import Progress, load_state, save_state
-from panoserve.train.listening import WEIGHT, Listener, labels
+from panoserve.train.listening import WEIGHT, Listener, RowFinder, labels
 from panoserve.train.muon import Muon
 from panoserve.train.npp import patch_losses, patch_states
 from panoserve.train.render import SCENES_A_SHARD
@@ -128,14 +128,15 @@ class CodeStore:
 
 
 class TransformerTrainer:
-    """Transformer, text encoder, reader and listener, their optimisers, and the step they are at."""
+    """Transformer, text encoder, reader, listener and row finder, their optimisers, and the step they are at."""
 
     def __init__(self, config: ModelConfig, recipe: TransformerRecipe, tokenizer: Any, encoder: nn.Module) -> None:
         self.recipe, self.step, self.tokenizer, self.encoder = recipe, 0, tokenizer, encoder
         self.model = ReferenceModel(config)
         self.model.init_weights()
         self.reader, self.listener = Listener(config.hidden_size), Listener(config.hidden_size)
-        parts = (self.model, self.encoder, self.reader, self.listener)
+        self.row_finder = RowFinder(config.hidden_size, config.grid_side)
+        parts = (self.model, self.encoder, self.reader, self.listener, self.row_finder)
         self.parameters = list({id(p): p for part in parts for p in part.parameters()}.values())
         matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
         # Muon moves a matrix equally far at any gradient: an encoder that can read forgets it within a hundred steps.
@@ -168,7 +169,9 @@ class TransformerTrainer:
         open_text_heads(self.model, batch.codes, self.model.cls_embedding(self.encode(batch.ids)))
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One optimisation step; the losses of codes (nats a code), of what was read and heard (nats an attribute)."""
+        """One optimisation step; the losses of codes (nats a code), of what was read and heard (nats an attribute), and
+        of the row (nats).
+        """
         dropped = torch.rand(len(batch.ids)) < self.recipe.condition_dropout
         dropped[: batch.strangers] = False
         patch = self.recipe.phase(self.step)[0]
@@ -179,8 +182,10 @@ class TransformerTrainer:
         logits = logits_of(self.model, states[-1][own])
         code_loss = patch_losses(self.model, logits, batch.codes[own], patch).mean()
         read = self.reader.losses(prefix[told].mean(dim=1, keepdim=True), batch.labels[told])
-        heard = self.listener.losses(states[len(states) // 2][told], batch.labels[told])
-        loss = code_loss + WEIGHT * (read.mean() + heard.mean())
+        middle = states[len(states) // 2]
+        heard = self.listener.losses(middle[told], batch.labels[told])
+        row = self.row_finder.loss(middle, patch)
+        loss = code_loss + WEIGHT * (read.mean() + heard.mean() + row)
         loss.backward()
         average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -194,6 +199,7 @@ class TransformerTrainer:
             "loss": code_loss.item(),
             "read": read.mean().item(),
             "heard": heard.mean().item(),
+            "row": row.item(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -202,6 +208,7 @@ class TransformerTrainer:
             "encoder": self.encoder.state_dict(),
             "reader": self.reader.state_dict(),
             "listener": self.listener.state_dict(),
+            "row_finder": self.row_finder.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "step": self.step,
         }
@@ -211,6 +218,7 @@ class TransformerTrainer:
         self.encoder.load_state_dict(state["encoder"])
         self.reader.load_state_dict(state["reader"])
         self.listener.load_state_dict(state["listener"])
+        self.row_finder.load_state_dict(state["row_finder"])
         for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
