@@ -41,6 +41,7 @@ MAX_SIDE = 1 << 20  # pixels that may be added on one side
 UP_HINT_ROWS = 2  # codes
 FADE, UP_FADE = 0.25, 0.5  # of a crop: how far the correction of colours reaches into what is drawn
 SMOOTHING, UP_SMOOTHING = 1, 8  # codes to either side: over how much of the edge it is averaged
+LINE_SMOOTHING, LINE_REACH = 2, 8  # pixels: the same for what then still differs right at the edge
 ORDER = (("left", "right"), ("up", "down"))  # the sides of each round
 
 
@@ -250,6 +251,9 @@ class Strip:
         reach = fade * self.grid.crop_pixels
         weight = np.clip(1 - (np.arange(self.length) + 0.5) / reach, 0, 1)[:, None, None] ** 2
         drawn = frame[seam : seam + self.length] + weight * smoothed(difference, smoothing * step)
+        line = smoothed(self.edge[-1] - drawn[0], LINE_SMOOTHING)  # seen as a line in smooth skies
+        near = drawn[: 6 * LINE_REACH]
+        near += membrane(line, len(near), LINE_REACH)
         return in_picture(self.side, drawn.clip(0, 255).round().astype(np.uint8))
 
 
@@ -276,3 +280,16 @@ def smoothed(values: NDArray, reach: int) -> NDArray:
     padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
     sums = np.cumsum(np.concatenate([np.zeros((1, values.shape[1])), padded]), axis=0)
     return (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
+
+
+def membrane(values: NDArray, depth: int, reach: float) -> NDArray:
+    """What differences [n, channels] at an edge become on `depth` pixels beside it: [depth, n, channels].
+
+    The harmonic continuation, as a membrane that is held at the edge: each wave along the edge fades over its own
+    length, so that fine differences stay there; besides, everything fades over `reach` pixels.
+    """
+    count = len(values)
+    waves = np.fft.rfft(np.concatenate([values, values[::-1]]), axis=0)  # k half waves on the edge, k = 0 .. n
+    away = np.arange(depth)[:, None] + 0.5
+    fading = np.exp(-away * (np.pi * np.arange(count + 1) / count + 1 / reach))
+    return np.fft.irfft(fading[:, :, None] * waves, n=2 * count, axis=1)[:, :count]

@@ -16,7 +16,17 @@ from PIL import Image
 from panoserve import PanoramaRequest
 from panoserve.errors import InvalidRequestError
 from panoserve.redirect.layout import plan_of
-from panoserve.serve.extend import Extension, Sides, Strip, check_extension, extend_picture, in_frame, in_picture
+from panoserve.serve.extend import (
+    Extension,
+    Sides,
+    Strip,
+    axes,
+    check_extension,
+    extend_picture,
+    in_frame,
+    in_picture,
+    membrane,
+)
 from panoserve.serve.work import UNPAINTED, Codes, Pixels, Round
 
 GRID = CLASS.grid  # 4 codes of 8 pixels
@@ -89,6 +99,33 @@ def test_colours_are_brought_together_at_the_edge(side: str) -> None:
     levels = frame.mean(axis=(1, 2))
     assert 109 <= levels[0] <= 110 and levels[-1] == 100
     assert (np.diff(levels) <= 0).all()
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_no_line_stays_at_the_edge(side: str) -> None:
+    """What is drawn is right on average, and 20 levels darker in its first pixel; far away nothing changes."""
+    pixels = np.full((64, 64, 3), 110, dtype=np.uint8)
+    made = strip(side, pixels, CROP)
+    frame = np.full((made.request.height, made.request.width, 3), 110, dtype=np.uint8)
+    frame = axes(side, frame).copy()
+    seam = made.known * STEP
+    frame[seam : seam + STEP] = np.array([90, 94, 100, 110, 115, 120, 125, 126], dtype=np.uint8)[:, None, None]
+    levels = in_frame(side, made.part(axes(side, frame))).mean(axis=(1, 2))
+    assert levels[0] == pytest.approx(110, abs=1.5) and levels[-1] == pytest.approx(110, abs=4)
+
+
+def test_a_membrane_is_held_at_the_edge_and_forgets_fine_differences_first() -> None:
+    """The slow twin: every wave by itself. A level fades over the reach, three waves on 40 pixels much sooner."""
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    made = membrane(values, 30, reach=16)
+    places, k = (np.arange(40) + 0.5) / 40, np.arange(40)[:, None]
+    basis = np.cos(np.pi * k * places) * np.where(k == 0, np.sqrt(1 / 40), np.sqrt(2 / 40))  # orthonormal
+    for away in (0, 1, 10):
+        fading = np.exp(-(away + 0.5) * (np.pi * k / 40 + 1 / 16))
+        assert np.allclose(made[away], basis.T @ (fading * (basis @ values)))
+    level, waves = np.ones((40, 1)), np.cos(6 * np.pi * places)[:, None]
+    assert membrane(level, 17, 16)[16].max() == pytest.approx(np.exp(-16.5 / 16))
+    assert membrane(waves, 17, 16)[16].max() < 0.01
 
 
 @pytest.mark.parametrize("side", SIDES)
