@@ -35,8 +35,7 @@ class Measured:
 
     ssim: float  # of windows that stand side by side, in the mean
     st_lpips: float  # of all pairs of windows, in the mean
-    steps: Steps  # across borders between crops, and everywhere else
-    code_steps: Steps  # across borders between crops, and across all other borders between codes
+    steps: Steps  # across borders between crops, across other borders between codes, and inside codes
 
 
 def measure_picture(image: NDArray[np.uint8], plan: Plan, side: int, distance: STLPIPS) -> Measured:
@@ -46,27 +45,21 @@ def measure_picture(image: NDArray[np.uint8], plan: Plan, side: int, distance: S
         ssim=float(ssim(crops[:-1], crops[1:]).mean()),
         st_lpips=float(distance.pairs(crops).mean()),
         steps=seam_steps(image, plan, 1),
-        code_steps=seam_steps(image, plan, 1, between_codes=True),
     )
 
 
 def summarize(measured: list[Measured]) -> dict[str, Estimate]:
     """Every figure over all pictures; intervals over prompts. Ratios are of sums over pictures, not means of ratios."""
-    steps, code_steps = [m.steps for m in measured], [m.code_steps for m in measured]
 
-    def ratio(of: list[Steps], chosen: NDArray[np.int64]) -> float:
-        return sum((of[index] for index in chosen), Steps()).ratio
-
-    def variation(chosen: NDArray[np.int64]) -> float:
-        total = sum((steps[index] for index in chosen), Steps())
-        return total.border / total.borders / 255
+    def total(chosen: NDArray[np.int64]) -> Steps:
+        return sum((measured[index].steps for index in chosen), Steps())
 
     return {
         "st_lpips": bootstrap_mean(np.array([m.st_lpips for m in measured])),
         "ssim": bootstrap_mean(np.array([m.ssim for m in measured])),
-        "border_variation": bootstrap(variation, len(measured)),
-        "seam_ratio": bootstrap(lambda chosen: ratio(steps, chosen), len(measured)),
-        "code_seam_ratio": bootstrap(lambda chosen: ratio(code_steps, chosen), len(measured)),
+        "border_variation": bootstrap(lambda chosen: total(chosen).crops.mean / 255, len(measured)),
+        "seam_ratio": bootstrap(lambda chosen: total(chosen).ratio, len(measured)),
+        "code_seam_ratio": bootstrap(lambda chosen: total(chosen).ratio_to_codes, len(measured)),
     }
 
 

@@ -65,14 +65,11 @@ def drawn_by(plan: Plan) -> NDArray[np.int64]:
     return owner
 
 
-def seam_steps(
-    image: NDArray[np.uint8], plan: Plan, axis: int, loop: bool = False, *, between_codes: bool = False
-) -> Steps:
+def seam_steps(image: NDArray[np.uint8], plan: Plan, axis: int, loop: bool = False) -> Steps:
     """Steps of a picture [H, W, 3] of the plan's canvas, from row to row (axis 0) or from column to column (axis 1).
 
     The axes are counted apart, because landscapes change far more from row to row than from column to column. A loop's
-    edges are neighbours on axis 1. With `between_codes` only steps from one code to the next count elsewhere too, so
-    that like is compared with like: decoders are rougher there than inside a code.
+    edges are neighbours on axis 1.
     """
     owner = drawn_by(plan)
     scale = image.shape[0] // owner.shape[0]
@@ -80,9 +77,6 @@ def seam_steps(
     pixels = image.astype(np.int64)
     step = np.abs(np.roll(pixels, -1, axis) - pixels).mean(-1)
     crosses = np.roll(owner, -1, axis) != owner
-    if between_codes:
-        last = np.arange(step.shape[axis]) % scale == scale - 1  # pixels before the next code
-        step, crosses = step.compress(last, axis), crosses.compress(last, axis)
     if not (loop and axis == 1):
         step, crosses = step.take(range(step.shape[axis] - 1), axis), crosses.take(range(step.shape[axis] - 1), axis)
     ends = np.arange(step.shape[axis]) % scale == scale - 1  # the last pixel of a code

@@ -14,7 +14,7 @@ from panoserve.benchmarks.frechet import Features, frechet_distance
 from panoserve.benchmarks.intervals import Estimate, bootstrap, bootstrap_mean
 from panoserve.benchmarks.perceptual import STLPIPS
 from panoserve.benchmarks.pictures import Measured, chosen_windows, summarize, windows
-from panoserve.benchmarks.seams import Steps, seam_steps
+from panoserve.benchmarks.seams import Steps, Tally, seam_steps
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.errors import EnvironmentProblem
 from panoserve.redirect.layout import canvas_plan
@@ -125,20 +125,19 @@ def test_seams_among_codes_compare_like_with_like() -> None:
     """A picture that steps at every border of codes alike has no seam among them, though it has one among pixels."""
     plan = canvas_plan(Canvas(4, 10), Grid(4, 8), 3, "recompute")
     image = np.repeat((np.arange(10) % 2 * 80).astype(np.uint8), 8)[None, :, None].repeat(32, 0).repeat(3, 2)
-    assert seam_steps(image, plan, 1, between_codes=True).ratio == 1
-    assert seam_steps(image, plan, 1).ratio > 5
-    steps = seam_steps(image, plan, 1, between_codes=True)
-    assert steps.borders + steps.others == 9 * 32
+    steps = seam_steps(image, plan, 1)
+    assert steps.ratio_to_codes == 1 and steps.ratio > 5
+    assert steps.crops.count + steps.codes.count == 9 * 32
 
 
 def test_figures_over_pictures_are_of_sums() -> None:
-    one = Measured(0.2, 0.5, Steps(510, 1, 10, 10), Steps(6, 1, 2, 2))
-    two = Measured(0.4, 0.1, Steps(0, 1, 30, 10), Steps(0, 1, 2, 2))
+    one = Measured(0.2, 0.5, Steps(Tally(510, 1), Tally(85, 1), Tally(5, 9)))
+    two = Measured(0.4, 0.1, Steps(Tally(0, 1), Tally(85, 1), Tally(225, 29)))
     figures = summarize([one, two])
     assert figures["ssim"].value == pytest.approx(0.3)
     assert figures["st_lpips"].value == pytest.approx(0.3)
     assert figures["border_variation"].value == pytest.approx(1)
-    assert figures["seam_ratio"].value == pytest.approx(255 / 2)
+    assert figures["seam_ratio"].value == pytest.approx(255 / 10)
     assert figures["code_seam_ratio"].value == pytest.approx(3)
     assert figures["ssim"].low == pytest.approx(0.2) and figures["ssim"].high == pytest.approx(0.4)
 
