@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,18 @@ def mixed_jobs(rng: random.Random) -> list[dict[str, Any]]:
     return jobs
 
 
+@contextmanager
+def started(jobs: Path, model: Path, output: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A batch that goes on in `output`; whatever of it is left at the end is killed."""
+    process = start(jobs, model, output, log)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def start(jobs: Path, model: Path, output: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "panoserve.cli", "batch", str(jobs), "--model", str(model), "-o", str(output)]
     with log.open("ab") as file:
@@ -62,31 +76,38 @@ def sidecars(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("job-*.json")}
 
 
-@pytest.mark.timeout(1800)
-def test_killed_batches_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    rng = random.Random(7)
-    jobs_file, log = tmp_path / "jobs.jsonl", tmp_path / "log"
-    jobs = mixed_jobs(rng)
-    jobs_file.write_text("".join(json.dumps(job) + "\n" for job in jobs))
-    model = write_tiny_folder(tmp_path / "model")
-    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    assert start(jobs_file, model, quiet, log).wait() == 0, log.read_text()
-
+def kill_and_resume(rng: random.Random, jobs_file: Path, model: Path, killed: Path, log: Path) -> dict[str, int]:
+    """Draw the file with KILLS kills on the way; when every job was drawn that was there at a kill."""
     drawn_at: dict[str, int] = {}  # modification time of every sidecar: none may be written twice
     for kill in range(KILLS):
-        process = start(jobs_file, model, killed, log)
-        enough = len(drawn_at) + rng.randint(1, max(1, (JOBS - len(drawn_at)) // (KILLS - kill + 1)))
-        while len(sidecars(killed)) < enough:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.2)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL  # it was in the middle of its work
+        with started(jobs_file, model, killed, log) as process:
+            enough = len(drawn_at) + rng.randint(1, max(1, (JOBS - len(drawn_at)) // (KILLS - kill + 1)))
+            while len(sidecars(killed)) < enough:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.02)
+            time.sleep(rng.random() * 0.2)
+            os.killpg(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL  # it was in the middle of its work
         for name in sidecars(killed):
             written = (killed / f"{name}.json").stat().st_mtime_ns
             assert drawn_at.setdefault(name, written) == written, f"{name} was drawn again"
         assert 0 < len(drawn_at) < JOBS
-    assert start(jobs_file, model, killed, log).wait() == 0, log.read_text()
+    with started(jobs_file, model, killed, log) as process:
+        assert process.wait() == 0, log.read_text()
+    return drawn_at
+
+
+@pytest.mark.timeout(1800)
+def test_killed_batches_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    jobs_file, log, quiet_log = tmp_path / "jobs.jsonl", tmp_path / "log", tmp_path / "quiet-log"
+    jobs = mixed_jobs(rng)
+    jobs_file.write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    model = write_tiny_folder(tmp_path / "model")
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    with started(jobs_file, model, quiet, quiet_log) as quiet_run:  # beside the others: an engine here has one thread
+        drawn_at = kill_and_resume(rng, jobs_file, model, killed, log)
+        assert quiet_run.wait() == 0, quiet_log.read_text()
 
     assert sidecars(killed) == {job["id"] for job in jobs}
     for name, written in drawn_at.items():
