@@ -6,7 +6,7 @@ it only (docs/redirection.md). So where everything outside one rectangle is to b
 
 A code is drawn if any of its pixels is more transparent than not. What stands there is hidden from the tokenizer, whose
 encoder looks around: it sees the surrounding colours, spread into the hole. What is drawn meets the picture as in
-extend.py: the difference of colours across the edge, along it, is added to the drawn side and fades out inwards.
+extend.py: what differs across the edge, averaged along it, is added to the drawn side and fades out inwards.
 """
 
 from __future__ import annotations
@@ -180,19 +180,32 @@ def cell_colours(pixels: Pixels, there: NDArray[np.bool_], step: int) -> tuple[C
 def edge_differences(colours: Colours, drawn: Colours, cells: Cells) -> Colours:
     """How the picture's colours differ from the drawn ones across the edge: [h, w, 3].
 
-    At a drawn cell beside kept ones, what those differ from it, averaged along the edge; elsewhere spread from there.
+    At a drawn cell beside kept ones, how far it is from what continues those: their colour, and a slope as far as
+    picture and drawn side agree on one, so that neither a sky's gradient nor a horizon is taken for a seam. This is
+    averaged along the edge, and spread from there.
     """
-    beside = np.zeros(cells.shape, dtype=np.float32)
-    outside = np.zeros_like(colours)
-    kept = np.pad(~cells, 1)
-    shown = np.pad(colours, ((1, 1), (1, 1), (0, 0)))
     rows, columns = cells.shape
-    for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
-        there = kept[row : row + rows, column : column + columns]
+    kept = np.pad(~cells, 2)
+    inside = np.pad(cells, 2)
+    picture = np.pad(colours, ((2, 2), (2, 2), (0, 0)))
+    anew = np.pad(drawn, ((2, 2), (2, 2), (0, 0)))
+    beside = np.zeros(cells.shape, dtype=np.float32)
+    total = np.zeros_like(colours)
+    for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # where the kept cell is
+
+        def at(plane: NDArray, steps: int, down: int = down, right: int = right) -> NDArray:
+            """Each cell's neighbour `steps` cells towards the picture."""
+            top, left = 2 + steps * down, 2 + steps * right
+            return plane[top : top + rows, left : left + columns]
+
+        there = at(kept, 1) & cells
+        outer = np.where((at(kept, 2) & there)[..., None], at(picture, 1) - at(picture, 2), 0)
+        inner = np.where((at(inside, -1) & there)[..., None], at(anew, -1) - drawn, 0)
+        slope = np.where(outer * inner > 0, np.sign(inner) * np.minimum(abs(outer), abs(inner)), 0)
         beside += there
-        outside += there[..., None] * shown[row : row + rows, column : column + columns]
-    edge = cells & (beside > 0)
-    difference = np.where(edge[..., None], outside / np.maximum(beside, 1)[..., None] - drawn, 0)
+        total += there[..., None] * (at(picture, 1) + slope - drawn)
+    edge = beside > 0
+    difference = total / np.maximum(beside, 1)[..., None]
     near = neighbours(np.concatenate([difference, edge[..., None]], axis=2).astype(np.float32))
     averaged = near[..., :3] / np.maximum(near[..., 3:], 1)
     return spread(averaged, edge)

@@ -127,6 +127,17 @@ def test_the_correction_follows_the_edge() -> None:
     assert abs(differences[4, 5, 0]) < abs(differences[4, 4, 0])
 
 
+def test_a_gradient_or_a_horizon_is_no_seam() -> None:
+    """Colours that change downwards, smoothly and at once, go on in what is drawn: there is nothing to correct."""
+    levels = np.array([0, 10, 20, 30, 40, 50, 150, 150, 150, 150], dtype=np.float32)
+    colours = np.repeat(np.repeat(levels[:, None, None], 12, axis=1), 3, axis=2)
+    cells = np.zeros((10, 12), dtype=bool)
+    cells[2:5, 4:8] = True  # in the gradient, its lower edge above the horizon
+    assert np.abs(edge_differences(colours, colours, cells)[cells]).max() < 1e-4
+    brighter = edge_differences(colours, colours + 8, cells)
+    assert np.abs(brighter[cells] + 8).max() < 1e-4
+
+
 def test_depths() -> None:
     cells = np.zeros((6, 9), dtype=bool)
     cells[1:6, 1:8] = True
