@@ -103,16 +103,20 @@ class Frontier:
         self.config.grid.check_stride(step, "stride" if self.axis else "row_stride")
         return step
 
-    def next_request(self) -> PanoramaRequest:
-        """The next segment: whole crops, as many as are wanted and still needed."""
-        grid = self.config.grid
-        overlap = self._overlap(self.end)
-        begin = self.end - overlap
-        crops = self.crops
+    @property
+    def next_length(self) -> int:
+        """Columns (rows) of the next segment, given ones too: whole crops, as many as are wanted and still needed."""
+        grid, crops = self.config.grid, self.crops
         if self.limit is not None:
-            missing = -(-self.limit // grid.downsample) - begin - grid.side
+            missing = -(-self.limit // grid.downsample) - (self.end - self._overlap(self.end)) - grid.side
             crops = min(crops, 1 + max(0, -(-missing // self.step)))
-        length = grid.side + (crops - 1) * self.step
+        return grid.side + (crops - 1) * self.step
+
+    def next_request(self) -> PanoramaRequest:
+        """The next segment."""
+        grid = self.config.grid
+        overlap, length = self._overlap(self.end), self.next_length
+        begin = self.end - overlap
         self._asked = begin + length
         given = None
         if overlap:

@@ -186,6 +186,8 @@ def test_text_routes_are_replaced() -> None:
         "/v1/responses/{response_id}/cancel",
         "/v1/images/generations",
         "/v1/images/edits",
+        "/v1/images/endless",
+        "/v1/images/endless/{name}/steer",
     }
     app.router.routes[:] = ours  # as vLLM does with those that are overridden
     answer = TestClient(app).post("/v1/completions", json={"prompt": "x"})

@@ -188,8 +188,11 @@ def no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def parse_body(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request body, fields that are null left out. Raises ApiError."""
+def parse_body(body: bytes, fields: dict[str, Check] | None = None) -> dict[str, Any]:
+    """The JSON object of a request body, fields that are null left out. Raises ApiError.
+
+    fields: what is known, with its checks; by default FIELDS.
+    """
     try:
         values = json.loads(body, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
@@ -197,7 +200,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(values, dict):
         message = f"the body is {shown(values)}, but must be a JSON object"
         raise ApiError(400, message, code="invalid_json")
-    return checked(values, FIELDS)
+    return checked(values, FIELDS if fields is None else fields)
 
 
 def checked(values: dict[str, Any], fields: dict[str, Check]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ picture is edited, up to 70 bytes a pixel of it (MAX_EDIT_PIXELS) instead of the
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -87,6 +88,10 @@ class Studio:
             pixels[: len(codes) * step] = np.asarray(to_pil(picture))
         left, top, right, bottom = frame.box(step)
         return pixels[top:bottom, left:right]
+
+
+def base64_text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def encoded(pixels: Pixels, output: Output) -> bytes:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from panoserve.serve.http.edits import EDIT_FIELDS, edit_job
+from panoserve.serve.http.endless import ENDLESS_FIELDS, STEER_FIELDS, EndlessJob, endless_job
 from panoserve.serve.http.errors import ApiError
 from panoserve.serve.http.fields import ImageJob, checked, image_job, parse_body
 from panoserve.serve.http.form import FILES, form_of, parts_of
@@ -67,27 +68,60 @@ async def edits(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-async def answer_to(request: Request, job_of: Callable[[], Awaitable[ImageJob]]) -> Response:
+@router.post("/v1/images/endless")
+async def endless(request: Request) -> Response:
+    """Ours: a panorama that is drawn, tile by tile, for as long as its stream is read."""
+    service = service_of(request)
+
+    async def job() -> EndlessJob:
+        values = parse_body(await body_of(request), ENDLESS_FIELDS)
+        check_model(values.get("model"), request)
+        return endless_job(values, service.engine.config, service.settings.context)
+
+    return await answer_to(request, job)
+
+
+@router.post("/v1/images/endless/{name}/steer")
+async def steer(name: str, request: Request) -> Response:
+    """Ours: another prompt for an endless panorama that is being drawn."""
+    service = service_of(request)
+    request_id = request_id_of(request)
+    try:
+        place = service.endless.steer(name, parse_body(await body_of(request), STEER_FIELDS))
+        response: Response = JSONResponse({"at": place})
+    except Exception as error:
+        response = service.failure(error, request_id).response()
+    response.headers["X-Request-Id"] = request_id
+    return response
+
+
+async def answer_to(request: Request, job_of: Callable[[], Awaitable[ImageJob | EndlessJob]]) -> Response:
     """Draw what a request asks for, whole or as a stream; whatever goes wrong becomes an answer in OpenAI's shape."""
     service = service_of(request)
     request_id = request_id_of(request)
     try:
         job = await job_of()
-        if not job.output.stream:
+        if isinstance(job, EndlessJob):
+            response = await stream_of(service.endless_events(job, request_id))
+        elif job.output.stream:
+            response = await stream_of(service.events(job, request_id))
+        else:
             task = asyncio.create_task(service.images(job, request_id))
             if not await finished_before_leaving(task, request):
                 return Response(status_code=CLIENT_LEFT)
-            answer = service.answer(job, task.result(), str(request.base_url).rstrip("/"))
-            response: Response = JSONResponse(answer)
-        else:
-            events = service.events(job, request_id)
-            await anext(events)  # accepted, or ApiError while there still can be a status for it
-            response = EventStream(server_sent(events), media_type="text/event-stream")
-            response.headers["Cache-Control"] = "no-store"
-            response.headers["X-Accel-Buffering"] = "no"  # nginx would hold the events back
+            response = JSONResponse(service.answer(job, task.result(), str(request.base_url).rstrip("/")))
     except Exception as error:
         response = service.failure(error, request_id).response()
     response.headers["X-Request-Id"] = request_id
+    return response
+
+
+async def stream_of(events: AsyncGenerator[dict[str, Any]]) -> Response:
+    """Events as a response, once the first of them has come: from then on they are drawn for, and will be closed."""
+    await anext(events)
+    response = EventStream(server_sent(events), media_type="text/event-stream")
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would hold the events back
     return response
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,6 +17,9 @@ from panoserve.serve.request import PanoramaRequest
 if TYPE_CHECKING:
     from panoserve.serve.drawing import Drawing
     from panoserve.serve.http.service import ImageService
+
+
+Events = asyncio.Queue[dict[str, Any] | None]  # of one stream; None ends it
 
 
 class Run:

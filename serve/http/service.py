@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from panoserve.serve.engine import AsyncEngine
 from panoserve.serve.http.backlog import Backlog, Ticket
+from panoserve.serve.http.endless import EndlessJob, EndlessPanoramas
 from panoserve.serve.http.errors import ApiError, as_api_error, engine_dead
 from panoserve.serve.http.fields import ImageJob
 from panoserve.serve.http.logs import log_event
 from panoserve.serve.http.metrics import metrics
-from panoserve.serve.http.pictures import MEDIA_TYPES, Studio
-from panoserve.serve.http.runs import Run
+from panoserve.serve.http.pictures import MEDIA_TYPES, Studio, base64_text
+from panoserve.serve.http.runs import Events, Run
 from panoserve.serve.http.settings import HttpSettings
 from panoserve.serve.http.store import PictureStore
 from panoserve.serve.request import PanoramaRequest
@@ -65,6 +65,7 @@ class ImageService:
         self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panoserve-prepare")
         if folder.has_text_encoder:
             self.engine.prepare(PanoramaRequest(prompt="load the text encoder now, not with the first request"))
+        self.endless = EndlessPanoramas(self)
         self.metrics.max_codes.set(settings.max_queue_codes)
         self.metrics.waiting_codes.set_function(lambda: self.backlog.codes)
 
@@ -98,17 +99,42 @@ class ImageService:
 
     # ---- streams ----
 
-    async def events(self, job: ImageJob, request_id: str) -> AsyncGenerator[dict[str, Any]]:
+    def events(self, job: ImageJob, request_id: str) -> AsyncGenerator[dict[str, Any]]:
         """The events of one streamed picture, as openai's client reads them; closing the iterator aborts the drawing.
 
-        The first event is `accepted`, and only before it is ApiError raised; later failures become an event. A partial
-        picture comes whenever a further (partial_images + 1)th of the rows is complete; while one is painted the
-        drawing goes on, so that a fast drawing sends fewer of them. `progress` events say how many rows are complete.
+        ApiError is raised at once; later failures become an event. The first event is `accepted`. A partial picture
+        comes whenever a further (partial_images + 1)th of the rows is complete; while one is painted the drawing goes
+        on, so that a fast drawing sends fewer of them. `progress` events say how many rows are complete.
         """
         ticket = self._accept(job)
-        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(maxsize=2)  # a slow reader holds painting up
-        task = asyncio.create_task(self._paint(job, ticket, request_id, events))
-        task.add_done_callback(lambda _: ticket.close())  # even if it is cancelled before it has begun
+        events: Events = asyncio.Queue(maxsize=2)  # a slow reader holds painting up
+        return self._told(self._paint(job, ticket, request_id, events), events, ticket, request_id)
+
+    def endless_events(self, job: EndlessJob, request_id: str) -> AsyncGenerator[dict[str, Any]]:
+        """The events of an endless panorama (http/endless.py), likewise."""
+        ticket = self.endless.first_ticket(job)
+        events: Events = asyncio.Queue(maxsize=2)
+        return self._told(self.endless.paint(job, ticket, request_id, events), events, ticket, request_id)
+
+    async def _told(
+        self, painting: Coroutine[Any, Any, None], events: Events, ticket: Ticket, request_id: str
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """`accepted`, then the events that `painting` puts, and its failure; closing the iterator cancels it."""
+
+        async def to_its_end() -> None:
+            try:
+                await painting
+            except Exception as error:
+                await events.put(self.failure(error, request_id).body)
+            await events.put(None)
+
+        def ended(_: object) -> None:
+            """Even if the task is cancelled before it has begun."""
+            ticket.close()
+            painting.close()
+
+        task = asyncio.create_task(to_its_end())
+        task.add_done_callback(ended)
         try:
             yield {"type": "accepted"}
             while (event := await events.get()) is not None:
@@ -117,29 +143,26 @@ class ImageService:
             # A task of its own: cancelling it needs no await, so it works while this generator is being cancelled.
             task.cancel()
 
-    async def _paint(
-        self, job: ImageJob, ticket: Ticket, request_id: str, events: asyncio.Queue[dict[str, Any] | None]
-    ) -> None:
-        try:
-            [work] = job.works
-            previews = Previews(self.studio, job, events)
-            drawn = await self._make(work, job, ticket, request_id, previews.row_done)
-            head = event_head("completed", job, drawn.content)
-            await events.put({**head, "usage": usage(drawn.drawings), **facts(drawn)})
-        except Exception as error:
-            await events.put(self.failure(error, request_id).body)
-        await events.put(None)
+    async def _paint(self, job: ImageJob, ticket: Ticket, request_id: str, events: Events) -> None:
+        [work] = job.works
+        previews = Previews(self.studio, job, events)
+        drawn = await self._make(work, job, ticket, request_id, previews.row_done)
+        head = event_head("completed", job, drawn.content)
+        await events.put({**head, "usage": usage(drawn.drawings), **facts(drawn)})
 
     # ---- shared ----
 
     def _accept(self, job: ImageJob) -> Ticket:
+        return self.accept(job.codes, "size" if job.kind == "image_generation" else "image")
+
+    def accept(self, codes: int, param: str, *, counted: bool = True) -> Ticket:
+        """A share of the queue. Raises ApiError: 400 about `param`, 429 (`counted` as a rejected request), or 503."""
         if self.dead:
             raise engine_dead()
         try:
-            param = "size" if job.kind == "image_generation" else "image"
-            return self.backlog.accept(job.codes, param)
+            return self.backlog.accept(codes, param)
         except ApiError as error:
-            if error.status == 429:
+            if error.status == 429 and counted:
                 self.metrics.rejected.inc()
             raise
 
@@ -198,7 +221,7 @@ async def together(*calls: Coroutine[Any, Any, T]) -> list[T]:
 class Previews:
     """Events of one picture while its rows are completed."""
 
-    def __init__(self, studio: Studio, job: ImageJob, events: asyncio.Queue[dict[str, Any] | None]) -> None:
+    def __init__(self, studio: Studio, job: ImageJob, events: Events) -> None:
         self._studio, self._job, self._events = studio, job, events
         self._rows = job.works[0].rows
         self._marks = due_rows(self._rows, job.output.partial_images)
@@ -266,10 +289,6 @@ def usage(drawings: list[Drawing]) -> dict[str, Any]:
         "output_tokens_details": {"text_tokens": 0, "image_tokens": drawn},
         "total_tokens": texts + given + drawn,
     }
-
-
-def base64_text(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
