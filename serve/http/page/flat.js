@@ -3,6 +3,7 @@
 import { $ } from "./dom.js";
 
 const MOST = 16; // screen pixels for a pixel of the picture
+const WIDE = 6; // the shape of the viewer for a picture that grows: so many times as wide as high
 
 export const view = { scale: 1, x: 0, y: 0, width: 0, height: 0, fitted: true };
 
@@ -54,16 +55,31 @@ function move(dx, dy) {
   place();
 }
 
-export function showFlat(url, alt) {
+// As high as the viewer, and moved to the right end.
+function toEnd() {
+  const box = $("viewer").getBoundingClientRect();
+  view.scale = box.height / view.height;
+  view.fitted = false;
+  view.x = box.width - view.width * view.scale;
+  keepInside();
+  place();
+}
+
+// `growing`: the picture has grown to the right, and is followed there unless somebody looks at another part of it.
+export function showFlat(url, alt, growing = false) {
   return new Promise((done) => {
     const picture = $("picture");
     picture.onload = () => {
+      const viewer = $("viewer");
+      const following = view.fitted || view.x + view.width * view.scale <= viewer.getBoundingClientRect().width + 1;
       const changed = view.width !== picture.naturalWidth || view.height !== picture.naturalHeight;
       [view.width, view.height] = [picture.naturalWidth, picture.naturalHeight];
-      $("viewer").style.aspectRatio = `${view.width} / ${view.height}`;
+      viewer.style.aspectRatio = growing ? `${WIDE * view.height} / ${view.height}` : `${view.width} / ${view.height}`;
       picture.hidden = false;
       $("empty").hidden = true;
-      if (changed || view.fitted) fit();
+      if (growing && following) toEnd();
+      else if (growing) place();
+      else if (changed || view.fitted) fit();
       done();
     };
     picture.alt = alt;

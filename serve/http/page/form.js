@@ -54,6 +54,7 @@ export function requestBody() {
   };
   if (byClass) body.label = numberIn("label");
   if (prompts.length) body.prompts = prompts;
+  if (prompts.length && numberIn("blend")) body.blend = numberIn("blend");
   if (prompts.length && !body.prompt.trim()) delete body.prompt; // the first of them holds there as well
   if (negative) body.negative_prompt = negative;
   if ($("loop").checked) body.loop = true;
@@ -65,6 +66,11 @@ export function requestBody() {
     if (numberIn(id) !== undefined) body[name] = numberIn(id);
   }
   return body;
+}
+
+// What the form says is to be seen, for a panorama that is being drawn.
+export function subjectNow() {
+  return options.condition === "class" ? { label: numberIn("label") } : { prompt: $("prompt").value };
 }
 
 // What a request is for, in a line.
@@ -79,7 +85,7 @@ export function fillForm(body) {
   const values = {
     prompt: body.prompt, label: body.label, width, height, format: body.output_format, seed: body.seed,
     guidance: body.guidance_scale, temperature: body.temperature, top_k: body.top_k, top_p: body.top_p,
-    stride: body.stride, negative: body.negative_prompt, context: body.context ?? options.defaults.context,
+    stride: body.stride, negative: body.negative_prompt, context: body.context ?? options.defaults.context, blend: body.blend,
   };
   for (const [id, value] of Object.entries(values)) $(id).value = value ?? "";
   $("loop").checked = Boolean(body.loop);

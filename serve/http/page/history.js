@@ -2,12 +2,15 @@
 
 import { $ } from "./dom.js";
 
-function curlOf(body) {
+export const GENERATIONS = "v1/images/generations";
+
+function curlOf(body, route) {
   const key = $("key").value ? " \\\n  -H 'Authorization: Bearer YOUR_KEY'" : "";
   const data = JSON.stringify(body).replaceAll("'", "'\\''");
   const file = `panorama-${body.seed}.${body.output_format}`;
-  const address = new URL("v1/images/generations", location.href);
-  return `curl -s ${address} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d '${data}' \\\n` +
+  const ask = `curl -sN ${new URL(route, location.href)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d '${data}'`;
+  if (route !== GENERATIONS) return ask; // a stream of events
+  return `${ask} \\\n` +
     `  | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))' > ${file}`;
 }
 
@@ -26,7 +29,7 @@ async function copy(text, button) {
 
 // Put a finished picture on top of the list. `body` is the request that draws it again; `show` and `again` are called when
 // the picture or its values are asked for.
-export function remember({ body, picture, facts, show, again }) {
+export function remember({ body, picture, facts, show, again, route = GENERATIONS }) {
   const item = $("entry").content.cloneNode(true).firstElementChild;
   const find = (selector) => item.querySelector(selector);
   const json = JSON.stringify(body, null, 2);
@@ -38,7 +41,7 @@ export function remember({ body, picture, facts, show, again }) {
   find(".show").addEventListener("click", () => show(picture));
   find(".again").addEventListener("click", () => again(body));
   find(".copy-json").addEventListener("click", (click) => copy(json, click.currentTarget));
-  find(".copy-curl").addEventListener("click", (click) => copy(curlOf(body), click.currentTarget));
+  find(".copy-curl").addEventListener("click", (click) => copy(curlOf(body, route), click.currentTarget));
   $("history").prepend(item);
   $("no-history").hidden = true;
 }

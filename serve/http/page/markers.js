@@ -19,7 +19,7 @@ function put(element, from, to) {
 
 function layOut() {
   const ordered = inOrder();
-  $("strip").hidden = $("places").hidden = !ordered.length;
+  $("strip").hidden = $("places").hidden = $("blend-field").hidden = !ordered.length;
   $("first-span").textContent = $("prompt").value;
   put($("first-span"), 0, ordered[0]?.place ?? 1);
   ordered.forEach((marker, index) => {

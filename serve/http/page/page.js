@@ -1,7 +1,8 @@
 // The page: a form, a stream of events that paints, viewers, a history. No framework, nothing from elsewhere.
 
 import { $, say } from "./dom.js";
-import { fillForm, loadOptions, requestBody, titleOf } from "./form.js";
+import { drawEndless, endlessBody, steer } from "./endless.js";
+import { fillForm, loadOptions, requestBody, subjectNow, titleOf } from "./form.js";
 import { remember } from "./history.js";
 import { setUpMarkers } from "./markers.js";
 import { blobUrl, eventsOf, headers, problem } from "./server.js";
@@ -12,7 +13,7 @@ const PREVIEWS = 12; // partial pictures asked for; the server skips those that 
 let running = null; // AbortController of the drawing under way
 
 function busy(on) {
-  $("draw").disabled = on;
+  $("draw").disabled = $("endless").disabled = on;
   $("stop").disabled = !on;
   $("progress").hidden = !on;
   if (on) $("progress").removeAttribute("value");
@@ -81,6 +82,40 @@ async function finish(body, event, picture, seconds) {
   });
 }
 
+async function drawWithoutEnd() {
+  if (running) return;
+  const form = requestBody();
+  if (!form) return;
+  const begun = performance.now();
+  const seconds = () => ((performance.now() - begun) / 1000).toFixed(1);
+  const [body, alt] = [endlessBody(form), titleOf(form)];
+  running = new AbortController();
+  busy(true);
+  say("Waiting for the first row …");
+  try {
+    const drawn = await drawEndless(body, alt, running.signal, seconds);
+    if (!drawn) return say("Stopped.");
+    const { width, height, kept, seed, steered, url } = drawn;
+    const prompts = [...(body.prompts ?? []), ...steered];
+    const picture = { url, alt, loop: false, name: `endless-${seed}.png` };
+    await showPicture(picture);
+    say(`Stopped at ${width}x${height}, seed ${seed}, ${seconds()} s.${kept < width ? ` The last ${kept} pixels are kept.` : ""}`);
+    remember({
+      body: { ...body, seed, limit: width, ...(prompts.length ? { prompts } : {}) },
+      picture,
+      facts: `${width}x${height} · without end · seed ${seed} · ${seconds()} s`,
+      show: showAgain,
+      again: () => fillForm({ ...form, seed }),
+      route: "v1/images/endless",
+    });
+  } catch (error) {
+    say(error instanceof TypeError ? `The server cannot be reached (${error.message}).` : error.message, true);
+  } finally {
+    running = null;
+    busy(false);
+  }
+}
+
 function showAgain(picture) {
   if (running) return;
   showPicture(picture);
@@ -97,6 +132,8 @@ function start() {
     load();
   });
   $("form").addEventListener("submit", (event) => { event.preventDefault(); draw(); });
+  $("endless").addEventListener("click", drawWithoutEnd);
+  $("steer").addEventListener("click", () => steer(subjectNow()).catch((error) => say(error.message, true)));
   $("stop").addEventListener("click", () => running?.abort());
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) draw();

@@ -41,6 +41,18 @@ export async function showPreview(url, alt) {
   $("strip").style.backgroundImage = view.width > view.height ? `url("${url}")` : ""; // so that places are seen
 }
 
+// A picture that grows to the right.
+export async function showEnd(url, alt) {
+  $("all-around").hidden = true;
+  if (around) closeAround();
+  await showFlat(url, alt, true);
+}
+
+async function toggleFull() {
+  if (document.fullscreenElement) await document.exitFullscreen();
+  else await document.querySelector(".stage").requestFullscreen();
+}
+
 // A finished picture: {url, name, alt, loop}.
 export async function showPicture(picture) {
   await showPreview(picture.url, picture.alt);
@@ -57,4 +69,12 @@ export function setUpViewer() {
   $("zoom-out").addEventListener("click", () => (around ?? { zoom }).zoom(1 / 1.5));
   $("fit").addEventListener("click", () => (around ? around.reset() : fit()));
   $("all-around").addEventListener("click", toggleAround);
+  $("full").hidden = !document.fullscreenEnabled;
+  $("full").addEventListener("click", toggleFull);
+  document.addEventListener("fullscreenchange", () => $("full").setAttribute("aria-pressed", Boolean(document.fullscreenElement)));
+  for (const box of [$("viewer"), $("around")]) {
+    box.addEventListener("keydown", (event) => {
+      if (event.key === "f" && !event.ctrlKey && !event.metaKey && !event.altKey && document.fullscreenEnabled) toggleFull();
+    });
+  }
 }
