@@ -52,7 +52,7 @@ class FakeClient:
             model_config=SimpleNamespace(hf_config=SimpleNamespace(streams=2)),
         )
 
-    async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncGenerator[Any]:
+    async def generate(self, prompt: Any, params: Any, request_id: str, *, priority: int = 0) -> AsyncGenerator[Any]:
         args = PanoramaArgs.from_extra_args(params.extra_args)
         assert args is not None
         self.requests.append(args)

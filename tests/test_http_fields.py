@@ -49,9 +49,10 @@ def test_every_argument_of_the_client_is_known() -> None:
 
 
 def test_our_fields_are_those_of_a_request() -> None:
-    """Everything that a PanoramaRequest can be told is in reach of a client, but for what is a tensor."""
+    """Everything that a PanoramaRequest can be told is in reach of a client, but for tensors, and who goes first."""
     reached = set(OUR_FIELDS.values()) | {"prompt", "width", "height"}
-    assert reached == set(PanoramaRequest.__dataclass_fields__) - {"features", "given", "negative_features", "part"}
+    kept = {"features", "given", "negative_features", "part", "priority"}
+    assert reached == set(PanoramaRequest.__dataclass_fields__) - kept
 
 
 def test_defaults() -> None:
