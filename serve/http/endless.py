@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 MAX_CROPS = 64  # of a segment
 MAX_PIXELS = 2**31 - 1  # of a limit
 MAX_STEERS = 1000  # prompts of one panorama
+GIB = 1 << 30
 ROOM_SECONDS = 0.5  # between looks for room in the queue
 
 ENDLESS_FIELDS: dict[str, Check] = {
@@ -94,7 +95,8 @@ class EndlessPanoramas:
     async def paint(self, job: EndlessJob, ticket: Ticket, request_id: str, events: Events) -> None:
         """Draw segment after segment until the limit, or until this is cancelled."""
         frontier, scale = job.frontier, self._service.engine.config.downsample
-        decoder = EndlessDecoder(self._service.engine.vq, frontier.config.grid_side, frontier.axis)
+        memory = int(self._service.settings.decode_memory_gib * GIB)
+        decoder = EndlessDecoder(self._service.engine.vq, frontier.config.grid_side, frontier.axis, memory=memory)
         tiles = Tiles(decoder, job, scale)
         self._running[job.name] = frontier
         segment = 0
