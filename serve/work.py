@@ -57,6 +57,7 @@ class Work(ABC):
 
     request: PanoramaRequest
     canvases: list[Canvas]
+    encodes = True  # whether `begin` takes a while
 
     @abstractmethod
     def begin(self, encode: Encode) -> Round:
@@ -81,6 +82,8 @@ class Work(ABC):
 
 class FreshPicture(Work):
     """A picture that begins with nothing: the request's own."""
+
+    encodes = False
 
     def __init__(self, request: PanoramaRequest, config: ModelConfig) -> None:
         """request: resolved."""

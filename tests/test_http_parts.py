@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import threading
 
 import pytest
 import torch
@@ -111,6 +112,22 @@ def draw(output_format: str, rows: int, **values: object) -> bytes:
 def canvas() -> torch.Tensor:
     side = TINY_CONFIG.grid.side
     return torch.randint(TINY_VQ.codebook_size, (side, 2 * side), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_drawing_does_not_wait_for_the_pictures_before_it() -> None:
+    """While the one thread decodes, the next request begins all the same."""
+    job = image_job({"prompt": "a"}, TINY_CONFIG, "reuse")
+    studio = Studio(TINY_CONFIG, filled_vq(TINY_VQ), 1 << 30, metrics())
+
+    async def begun() -> list[str]:
+        decoded = threading.Event()
+        decoding = asyncio.ensure_future(studio.run(lambda: decoded.wait(30)))
+        round_ = await asyncio.wait_for(studio.begin(job.works[0]), 5)
+        decoded.set()
+        assert await decoding
+        return list(round_.requests)
+
+    assert asyncio.run(begun()) == ["picture"]
 
 
 def test_a_png_is_the_decoded_canvas() -> None:

@@ -52,7 +52,9 @@ class Studio:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def begin(self, work: Work) -> Round:
-        return await self.run(lambda: work.begin(encoder(self._vq, self._model.grid_side)))
+        """A work's first round; one that encodes nothing does not wait for the pictures before it."""
+        encode = encoder(self._vq, self._model.grid_side)
+        return await self.run(lambda: work.begin(encode)) if work.encodes else work.begin(encode)
 
     async def preview(self, round_: Round, canvases: Canvases, output: Output) -> bytes:
         """The file of a work that is under way; what is not drawn yet is grey."""

@@ -90,7 +90,7 @@ class ImageService:
             with ExitStack() as stack:
                 runs: Runs = {}
                 for name, request in step.requests.items():
-                    run_id = f"{request_id}-{name}" if len(step.requests) > 1 else request_id
+                    run_id = f"{request_id}-{name}" if len(work.canvases) > 1 else request_id
                     runs[name] = stack.enter_context(Run(self, request, ticket, run_id))
                 await together(*(follow(run, step, runs, watch) for run in runs.values()))
                 step = await self.studio.finish(step, codes_of(runs), job.output)
