@@ -78,7 +78,7 @@ def svg(chart: Chart) -> str:
                 axes.barh(chart.rows, values, left=left, label=name)
                 left = [start + value for start, value in zip(left, values, strict=True)]
             axes.invert_yaxis()
-        axes.legend(fontsize=7)
+        figure.legend(loc="outside lower center", fontsize=7)  # a place within is searched for, which can take long
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -37,7 +37,7 @@ def name_of(result: Result) -> str:
 
 
 def shown(estimate: dict[str, float]) -> str:
-    digits = 1 if abs(estimate["value"]) >= 10 else 3
+    digits = next((digits for digits, least in enumerate((10, 1, 0.1), start=1) if abs(estimate["value"]) >= least), 4)
     value, low, high = (f"{estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
