@@ -56,7 +56,7 @@ MINI = ModelConfig(
 class TransformerRecipe:
     """How long and how fast. A *phase* is (share of the steps it ends at, patch side, crops a step and process)."""
 
-    steps: int = 1430
+    steps: int = 3000
     phases: tuple[tuple[float, int, int], ...] = ((0.07, 4, 64), (0.48, 2, 32), (1.0, 1, 8))
     matrix_rate: float = 0.03  # Muon
     other_rate: float = 3e-3  # AdamW
