@@ -66,15 +66,22 @@ def test_clocks_see_every_part_and_change_nothing(class_engine: Any) -> None:
 def test_the_benchmark_on_an_engine(
     condition: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole measurement, real counters: every way of drawing, two widths, a breakdown of each."""
+    """The whole measurement, real counters: every way of drawing, two widths, a breakdown of each.
+
+    Only the first engine of a process runs inside it, where clocks can be put around its parts and every step is
+    counted for the crop it belongs to; a benchmark's is the only one, a test session's may be the second.
+    """
+    from vllm.v1.engine.core_client import InprocClient
+
     engine = request.getfixturevalue(f"{condition}_engine")
+    inside = isinstance(engine._engine.engine_core, InprocClient)
     monkeypatch.setattr(throughput, "Engine", lambda *arguments, **options: nullcontext(engine))
     monkeypatch.setattr(Workload, "config", engine.config)
     monkeypatch.setattr(ceilings, "READ_BYTES", 2**16)
     side = engine.config.grid.side
     workload = Workload(condition=condition, caption_rows=2, grid=side, strides=(side - 1,), crops=(2, 3),
                         panoramas=(2,), orders=("wavefront", "crops"), dtype="float32", top_k=5, repeat=1,
-                        breakdown=True)  # fmt: skip
+                        breakdown=inside)  # fmt: skip
     result = throughput.measure(workload, lambda line: None)
     assert [(case["order"], case["context"]) for case in result["cases"][:3]] == [
         ("wavefront", "reuse"), ("wavefront", "recompute"), ("crops", "recompute"),
@@ -82,6 +89,8 @@ def test_the_benchmark_on_an_engine(
     for (reuse, recompute, crops), wide in zip((result["cases"][:3], result["cases"][3:]), (2, 3), strict=True):
         drawn = 2 * side * (side + (wide - 1) * (side - 1))
         assert {case["drawn"] for case in (reuse, recompute, crops)} == {drawn}
+        if not inside:
+            continue
         assert recompute["steps"] == side * side + (wide - 1) * (side - 1)
         assert crops["steps"] == side * side + (wide - 1) * side * (side - 1)
         assert reuse["breakdown_ms"]["KV copies"] > 2 * recompute["breakdown_ms"]["KV copies"]
@@ -89,7 +98,8 @@ def test_the_benchmark_on_an_engine(
             parts = case["breakdown_ms"]
             assert min(parts[part] for part in PARTS if part != "KV copies") > 0
     text = throughput_report.table(result)
-    assert "wavefront over crop after crop" in text and "least for KV" in text
+    assert "wavefront over crop after crop" in text
+    assert ("least for KV" in text) == inside
 
 
 def test_inner_parts_are_not_counted_twice() -> None:
