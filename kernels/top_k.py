@@ -1,6 +1,6 @@
 """The top-k mask of sampling: vLLM's CPU path sorts out the k largest logits where only the k-th one is needed.
 
-For GPT-B's 16,384 codes and k = 2,000 that is 0.3 ms a lane and step of one thread (figures in docs/log.md).
+With GPT-B's 16,384 codes and k = 2,000 its topk took 3.6 ms of a step of four panoramas (docs/log.md).
 `mask_below_top_k_reference` is the specification, and what vLLM computes.
 """
 

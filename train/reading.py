@@ -1,6 +1,6 @@
 """Stage 4: teach the text encoder to read, before there are pictures.
 
-    python -m panoserve.train.reading WORK_DIR [--captions 60000]
+    python -m panoserve.train.reading WORK_DIR [--captions 48000]
 
 Text heads see the mean of the condition rows (their keys are all alike), so what a caption says must be in that mean.
 Left to the loss of the codes, the encoder learns the time of day, which the first code needs, and never the feature

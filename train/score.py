@@ -61,9 +61,9 @@ class Score:
     crops: int
 
 
-def held_out_crops(trainer_work: Path, count: int) -> tuple[Tensor, list[SceneSpec]]:
+def held_out_crops(work: Path, count: int) -> tuple[Tensor, list[SceneSpec]]:
     """Codes int64 [count, side * side] of one crop of each of the first `count` held-out scenes, and their specs."""
-    tokenizer = load_tokenizer(trainer_work)
+    tokenizer = load_tokenizer(work)
     crops, specs = [], []
     for scene in range(HELD_OUT, HELD_OUT + count):
         codes = encode_scene(tokenizer, render_scene(scene), scene)
