@@ -2,7 +2,7 @@
 
 A new token of every lane reads all keys and values of its lane once. vLLM's operator reads them at about half of the
 memory bandwidth (figures in docs/log.md); native/decode_attention.c fetches every line one block ahead. A token's
-result does not depend on the other lanes of the step, which it does in vLLM's.
+result does not depend on the other lanes of the step, which it does in vLLM's, where steps with a prefix to compute go.
 
 `decode_attention_reference` and `KVLayout.write` are the specification.
 """

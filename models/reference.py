@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoserve.configs.model import ModelConfig
+from panoserve.kernels.vector_math import settle_vector_math
 
 
 def rope_table(side: int, head_dim: int, theta: float = 10000.0) -> Tensor:
@@ -22,6 +23,7 @@ def rope_table(side: int, head_dim: int, theta: float = 10000.0) -> Tensor:
     negative position, is (0, 0): a condition row's query and key are multiplied by zero, which is *not* the identity
     rotation (facts.md 1.3).
     """
+    settle_vector_math()
     half = head_dim // 2
     frequencies = theta ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)  # [hd/4]
     steps = torch.outer(torch.arange(side, dtype=torch.float32), frequencies)  # [g, hd/4]
