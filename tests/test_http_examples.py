@@ -70,6 +70,19 @@ def test_plain_requests(server: Server, tmp_path: Path) -> None:
     assert is_picture(output)
 
 
+def test_without_an_end(server: Server, tmp_path: Path) -> None:
+    side, limit = TINY_CONFIG.grid.crop_pixels, 5 * TINY_CONFIG.grid.crop_pixels
+    example = (sys.executable, EXAMPLES / "requests_endless.py", "a sea", "--then", str(3 * side), "the night")
+    said = run(*example, "--limit", str(limit), "--crops", "3", "-o", tmp_path / "tiles", "--server", server.url)
+    assert f"from pixel {3 * side} on: the night" in said
+    widths = []
+    for path in sorted((tmp_path / "tiles").iterdir()):
+        with Image.open(path) as image:
+            assert image.height == side
+            widths.append(image.width)
+    assert sum(widths) == limit and len(widths) > 1
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl(server: Server, tmp_path: Path) -> None:
     output = tmp_path / "four.png"
