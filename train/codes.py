@@ -1,4 +1,4 @@
-"""Stage 3: encode the rendered scenes into codes, once.
+"""Stage 4: encode the rendered scenes into codes, once.
 
     python -m panoserve.train.codes WORK_DIR [--workers 2]
 

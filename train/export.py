@@ -1,4 +1,4 @@
-"""Stage 6: write the model folder that everything else reads.
+"""Stage 7: write the model folder that everything else reads.
 
 python -m panoserve.train.export WORK_DIR MODEL_DIR
 """
@@ -55,7 +55,7 @@ def main() -> None:
     for name, kind in (("guidance", float), ("temperature", float), ("top-k", int), ("top-p", float)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(MINI.sampling, name.replace("-", "_")))
     args = parser.parse_args()
-    states = {part: load_state(args.work / part / "state.pt") for part in ("tokenizer", "transformer")}
+    states = {part: load_state(args.work / part / "state.pt") for part in ("borders", "transformer")}
     for part, state in states.items():
         if state is None:
             raise SystemExit(
@@ -69,7 +69,7 @@ def main() -> None:
         replace(MINI, sampling=sampling),
         trainer.model.state_dict(),
         MINI_VQ,
-        states["tokenizer"]["model"],  # type: ignore[index]
+        states["borders"]["model"],  # type: ignore[index]
         trainer.encoder,
         trainer.tokenizer,
     )

@@ -1,4 +1,4 @@
-"""Stage 4: teach the text encoder to read, before there are pictures.
+"""Stage 5: teach the text encoder to read, before there are pictures.
 
     python -m panoserve.train.reading WORK_DIR [--captions 48000]
 

@@ -1,4 +1,4 @@
-"""Stage 5: train the transformer and its text encoder together, on the codes of random crops.
+"""Stage 6: train the transformer and its text encoder together, on the codes of random crops.
 
     python -m panoserve.train.transformer WORK_DIR [--steps N] [--workers 2]
 
