@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,16 @@ from panoserve.endless_folder import read_state
 PATIENCE = 500  # seconds until the first tile, on a machine that others use
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """Children start with Ctrl-C in force; a shell's background job, such as a test run, has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.engine
+@pytest.mark.usefixtures("heard_interrupts")
 def test_ctrl_c_ends_the_command_and_leaves_the_folder_usable(tmp_path: Path) -> None:
     out, crop = tmp_path / "out", TINY_CONFIG.grid.crop_pixels
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
