@@ -23,7 +23,7 @@ from tiny_folder import TINY_CONFIG, WORDS, write_tiny_folder
 
 pytestmark = pytest.mark.engine
 
-JOBS = int(os.environ.get("PANOSERVE_BATCH_JOBS", "40"))
+JOBS = int(os.environ.get("PANOSERVE_BATCH_JOBS", "24"))
 KILLS = int(os.environ.get("PANOSERVE_BATCH_KILLS", "1"))
 ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
 
