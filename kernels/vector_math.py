@@ -3,7 +3,7 @@
 PyTorch hands cos, exp and the like of contiguous float tensors to MKL, a share to each thread. MKL (2024.2, in
 PyTorch's wheels) chooses a function's kernel at its first call; when several threads make that call together, one of
 them may get a kernel of low accuracy for its share, that one time (pytorch/pytorch#188792). Here it was half of a RoPE
-table, cosines wrong by up to 2e-4, in one process of eight: the same request then drew another picture (docs/log.md).
+table, cosines wrong by up to 2e-4, in one process of ten: the same request then drew another picture (docs/log.md).
 """
 
 from __future__ import annotations
