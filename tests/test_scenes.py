@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,27 @@ def test_every_feature_with_every_extra_fills_the_picture(feature: str) -> None:
         picture = draw_scene(_spec(feature=feature, extra=extra), 96)
         assert picture.shape == (DRAWN_HEIGHT, 96, 3) and picture.dtype == np.uint8
         assert picture[:HORIZON].std() > 1 and picture[HORIZON:].std() > 1
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_tall_scene_goes_on_below_the_first_crop(feature: str) -> None:
+    for extra in EXTRAS[feature]:
+        spec = _spec(feature=feature, extra=extra)
+        tall = draw_scene(spec, 96, 2 * DRAWN_HEIGHT)
+        assert tall.shape == (2 * DRAWN_HEIGHT, 96, 3)
+        flat = draw_scene(spec, 96)
+        same = (tall[: DRAWN_HEIGHT - 8] == flat[: DRAWN_HEIGHT - 8]).mean()
+        assert same > 0.98, "the foreground begins at the fold (tops of trees may reach over it)"
+        assert tall[DRAWN_HEIGHT:].std() > 1 and tall[-60:].astype(float).std(axis=0).max() > 1
+
+
+def test_land_of_its_own_is_the_same_under_any_sky() -> None:
+    night = _spec(feature="mountains", extra="bare", time="night", mood="blue")
+    starry = replace(night, stars=True)  # stars take random numbers
+    below = slice(HORIZON + 60, None)
+    first, second = (draw_scene(spec, 96, own_land=True)[below] for spec in (night, starry))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(draw_scene(night, 96)[below], draw_scene(starry, 96)[below])
 
 
 def test_sampled_attributes_are_known_and_fit_together() -> None:

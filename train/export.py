@@ -1,4 +1,4 @@
-"""Stage 7: write the model folder that everything else reads.
+"""Stage 9: write the model folder that everything else reads.
 
 python -m panoserve.train.export WORK_DIR MODEL_DIR
 """
@@ -19,7 +19,7 @@ from panoserve.configs.model import ModelConfig, SamplingDefaults
 from panoserve.train.captioner import save_text_encoder
 from panoserve.train.files import load_state, write_whole
 from panoserve.train.tokenizer import MINI_VQ
-from panoserve.train.transformer import MINI, TransformerRecipe, new_trainer
+from panoserve.train.transformer import MINI, TransformerRecipe, new_trainer, trained
 from panoserve.vq.config import VQConfig
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     for name, kind in (("guidance", float), ("temperature", float), ("top-k", int), ("top-p", float)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(MINI.sampling, name.replace("-", "_")))
     args = parser.parse_args()
-    states = {part: load_state(args.work / part / "state.pt") for part in ("borders", "transformer")}
+    states = {"borders": load_state(args.work / "borders" / "state.pt"), "transformer": trained(args.work)}
     for part, state in states.items():
         if state is None:
             raise SystemExit(

@@ -44,11 +44,20 @@ def patch_logits(model: ReferenceModel, codes: Tensor, prefix: Tensor, patch: in
     return logits_of(model, patch_states(model, codes, prefix, patch)[-1])
 
 
-def patch_losses(model: ReferenceModel, logits: Tensor, codes: Tensor, patch: int) -> Tensor:
-    """Mean cross entropy [B] of every crop's codes [B, N] under its patches' distributions, logits [B, K, V] (nats)."""
+def patch_losses(
+    model: ReferenceModel, logits: Tensor, codes: Tensor, patch: int, given: Tensor | None = None
+) -> Tensor:
+    """Mean cross entropy [B] of every crop's codes [B, N] under its patches' distributions, logits [B, K, V] (nats).
+
+    given: bool [B, N], codes that are known and not predicted, and so not in the mean; none if left out.
+    """
     targets = patches(codes, model.config.grid_side, patch)  # [B, K, P]
     logits = logits.float()
-    return (logits.logsumexp(dim=-1, keepdim=True) - logits.gather(2, targets)).flatten(1).mean(dim=1)
+    losses = logits.logsumexp(dim=-1, keepdim=True) - logits.gather(2, targets)
+    if given is None:
+        return losses.flatten(1).mean(dim=1)
+    drawn = ~patches(given, model.config.grid_side, patch)
+    return (losses * drawn).flatten(1).sum(dim=1) / drawn.flatten(1).sum(dim=1)
 
 
 def patch_loss(model: ReferenceModel, codes: Tensor, prefix: Tensor, patch: int) -> Tensor:

@@ -19,13 +19,12 @@ from torch import Tensor
 from panoserve.models.cleaning import clean_caption
 from panoserve.train.captioner import tokenize
 from panoserve.train.codes import encode_scene
-from panoserve.train.files import load_state
 from panoserve.train.npp import patch_logits, patch_losses
 from panoserve.train.render import render_scene
 from panoserve.train.scenes import sample_spec
 from panoserve.train.scenes.spec import SceneSpec
 from panoserve.train.tokenizer import load_tokenizer
-from panoserve.train.transformer import MINI, TransformerRecipe, TransformerTrainer, new_trainer
+from panoserve.train.transformer import MINI, TransformerRecipe, TransformerTrainer, new_trainer, trained
 
 HELD_OUT = 1_000_000  # number of the first scene that no training run renders
 CAPTIONS = {
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--crops", type=int, default=72)
     args = parser.parse_args()
-    state = load_state(args.work / "transformer" / "state.pt")
+    state = trained(args.work)
     if state is None:
         raise SystemExit(
             f"no transformer in {args.work}; run `python -m panoserve.train.transformer {args.work}` first"

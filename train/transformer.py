@@ -86,6 +86,13 @@ class Batch:
     ids: Tensor  # token ids of the captions, int64 [B, n]
     labels: Tensor  # what the captions' scenes have (listening.py), int64 [B, attributes]
     strangers: int  # so many crops, the first ones, are not what their captions say
+    given: Tensor | None = None  # codes that the model knows and need not predict, bool [B, side * side]; None: none
+
+    @property
+    def lowered(self) -> Tensor:
+        """Which crops begin below the first row of their scene (their first row is given): bool [B]."""
+        assert self.given is not None
+        return self.given[:, : math.isqrt(self.given.shape[1])].all(dim=1)
 
 
 class CodeStore:
@@ -180,11 +187,12 @@ class TransformerTrainer:
         states = patch_states(self.model, batch.codes, prefix, patch)
         own, told = slice(batch.strangers, None), ~dropped
         logits = logits_of(self.model, states[-1][own])
-        code_loss = patch_losses(self.model, logits, batch.codes[own], patch).mean()
+        given = None if batch.given is None else batch.given[own]
+        code_loss = patch_losses(self.model, logits, batch.codes[own], patch, given).mean()
         read = self.reader.losses(prefix[told].mean(dim=1, keepdim=True), batch.labels[told])
         middle = states[len(states) // 2]
         heard = self.listener.losses(middle[told], batch.labels[told])
-        row = self.row_finder.loss(middle, patch)
+        row = self.row_finder.loss(middle if batch.given is None else middle[~batch.lowered], patch)
         loss = code_loss + WEIGHT * (read.mean() + heard.mean() + row)
         loss.backward()
         average_gradients(self.parameters)
@@ -235,6 +243,12 @@ def start_from_codebook(model: ReferenceModel, codebook: Tensor, width: float = 
     features = math.sqrt(2) * phase.cos()  # [V, D], variance 1
     model.tok_embeddings.weight.copy_(0.02 * features + 0.004 * torch.randn_like(features))
     model.output.weight.copy_(0.01 * features)
+
+
+def trained(work: Path) -> dict[str, Any] | None:
+    """The state of the last stage that trained a transformer in `work`, or None."""
+    states = (load_state(work / stage / "state.pt") for stage in ("continuing", "transformer"))
+    return next((state for state in states if state is not None), None)
 
 
 def new_trainer(recipe: TransformerRecipe) -> TransformerTrainer:

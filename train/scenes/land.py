@@ -12,6 +12,13 @@ from panoserve.train.scenes.sky import HORIZON
 from panoserve.train.scenes.spec import SceneSpec
 
 Lights = list[tuple[float, float]]
+FOLD = 256  # rows of a scene one crop high, where its perspective ends; what lies below is foreground.py's
+FLOWERS: dict[tuple[str, str], tuple[Color, ...]] = {  # by feature and season
+    ("mountains", "spring"): (rgb("fff4f0"), rgb("f2c14a"), rgb("d878b8")),
+    ("mountains", "summer"): (rgb("fff4f0"), rgb("f2c14a"), rgb("d878b8")),
+    ("hills", "spring"): (rgb("c890e0"), rgb("fff4fa"), rgb("f4d05c")),
+    ("hills", "summer"): (rgb("e8483c"), rgb("f0604c"), rgb("fff0e4")),
+}
 
 
 class Land:
@@ -103,15 +110,15 @@ class Land:
         near = mix(p.sky[1], self.tone(self.materials.water, 0, 0.45), 0.62)
 
         def paint(y: Array, depth: Array) -> Array:
-            t = np.clip((y - top) / (self.height - top), 0, 1)[..., None] ** 0.7
+            t = np.clip((y - top) / (FOLD - top), 0, 1)[..., None] ** 0.7
             return far + (near - far) * t
 
         fill_below(self.canvas, np.full(self.width, top, np.float32), paint)
         self.ripples(top, mix(p.sky[3], p.light, 0.35), 0.34)
         for x, _ in lights:
             bright = mix(p.sun, p.sky[3], 0.15)
-            for y in range(top + 2, self.height, 3):
-                t = (y - top) / (self.height - top)
+            for y in range(top + 2, FOLD, 3):
+                t = (y - top) / (FOLD - top)
                 for _ in range(2):
                     spread = 7 + 30 * t
                     lens(
@@ -132,7 +139,7 @@ class Land:
             lens(
                 self.canvas,
                 rng.uniform(-40, self.width + 40),
-                top + 3 + t * (self.height - top - 3),
+                top + 3 + t * (FOLD - top - 3),
                 rng.uniform(18, 42) * (0.5 + 1.9 * t),
                 0.5 + 1.6 * t,
                 color,
@@ -142,21 +149,22 @@ class Land:
 
     def mirror(self, top: int, strength: float = 0.7) -> None:
         """Reflect what stands above row `top` into the water below it."""
-        rows = np.arange(top, self.height)
+        rows = np.arange(top, FOLD)
         depth = rows - top
         source = np.clip(top - 1 - (depth * 1.25).astype(int), 0, top - 1)
         image = self.canvas[source]
         color = self.tone(self.materials.water, 0.1, 0.6)
-        alpha = (strength * (1 - 0.45 * depth / (self.height - top))).astype(np.float32)
-        self.canvas[top:] = color + (image - color) * alpha[:, None, None]
+        alpha = (strength * (1 - 0.45 * depth / (FOLD - top))).astype(np.float32)
+        self.canvas[top:FOLD] = color + (image - color) * alpha[:, None, None]
 
-    def flowers(self, top: Array, colors: tuple[Color, ...]) -> None:
+    def flowers(self, top: Array, colors: tuple[Color, ...], bottom: float = FOLD) -> None:
+        """Flowers between a skyline and row `bottom`, larger towards it."""
         rng = self.rng
         for _ in range(int(self.width * 0.55)):
             x = rng.uniform(0, self.width - 1)
             foot = float(top[int(x)])
             t = rng.random()
-            y = foot + 6 + t * (self.height - foot - 6)
+            y = foot + 6 + t * (bottom - foot - 6)
             color = self.tone(colors[int(rng.integers(len(colors)))], 0.1 * (1 - t), 0.95)
             disc(self.canvas, x, y, 1.0 + 1.9 * t, color, 0.95)
 
@@ -246,7 +254,7 @@ def draw_mountains(land: Land, lights: Lights) -> None:
     meadow = 226 + 7 * noise(rng, width, 230, 2)
     land.layer(meadow, land.materials.grass, 0.0, fade=50)
     if land.spec.season in ("spring", "summer"):
-        land.flowers(meadow, (rgb("fff4f0"), rgb("f2c14a"), rgb("d878b8")))
+        land.flowers(meadow, FLOWERS["mountains", land.spec.season])
 
 
 def draw_desert(land: Land, lights: Lights) -> None:
@@ -264,13 +272,13 @@ def draw_desert(land: Land, lights: Lights) -> None:
         (202, 18, 280, 0.12),
         (230, 17, 330, 0.0),
     ):
-        profile = base - swing * _crests(rng, width, scale)
+        profile = base - swing * crests(rng, width, scale)
         sand = land.materials.sand
         land.layer(profile, sand, distance, fade=80)
         land.lee(profile, sand, distance, scale)
 
 
-def _crests(rng: Rng, width: int, scale: float) -> Array:
+def crests(rng: Rng, width: int, scale: float) -> Array:
     """Dune profile [W] in 0..1: long windward slopes, short lee slopes, round feet."""
     count = int(width / scale) + 4
     edges = np.cumsum(rng.uniform(0.6, 1.4, count)) * scale - scale * rng.uniform(0.5, 1.5)
@@ -320,12 +328,7 @@ def draw_hills(land: Land, lights: Lights) -> None:
     front = 232 + 8 * noise(rng, width, 260, 2)
     land.layer(front, m.grass, 0.0, fade=40)
     if extra == "flowers":
-        colors = (
-            (rgb("e8483c"), rgb("f0604c"), rgb("fff0e4"))
-            if land.spec.season == "summer"
-            else (rgb("c890e0"), rgb("fff4fa"), rgb("f4d05c"))
-        )
-        land.flowers(np.full(width, 216.0, np.float32), colors)
+        land.flowers(np.full(width, 216.0, np.float32), FLOWERS["hills", land.spec.season])
 
 
 PAINTERS: dict[str, Callable[[Land, Lights], None]] = {
