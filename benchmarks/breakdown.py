@@ -43,6 +43,11 @@ class Stopwatch:
         self.seconds[self._open.pop()] += now - self._since
         self._since = now
 
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count what was part of `source` as part of `target`."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, timed as `part`."""
 
@@ -87,10 +92,18 @@ def parts_timed(engine: Engine) -> Iterator[Stopwatch]:
         setattr(owner, name, watch.around(part, getattr(owner, name)))
         replaced.append((owner, name))
 
+    def split(model: Any) -> None:
+        """Layers that ran in one call (models/decode_steps.py) say themselves what they spent on what."""
+        if (layers := model.decode_steps.layers) is not None:
+            for part, seconds in zip(("matrix products", "attention"), layers.seconds.tolist(), strict=True):
+                watch.move(seconds, "element-wise", part)
+            layers.seconds.zero_()
+
     def on_worker(worker: Any) -> None:
         model = worker.get_model()
         for layer, part in _parts_of(model):
             hook(layer, part)
+        hooks.append(model.register_forward_hook(lambda *_: split(model)))
         hook(worker.model_runner.sampler, "sampling")
         time_method(model, "compute_logits", "sampling")  # what it does beside its product: mixing the two streams
 

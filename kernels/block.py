@@ -61,3 +61,33 @@ def silu_and_mul(x: Tensor) -> Tensor:
     y = x.new_empty(rows, columns)
     compiled.silu_and_mul(x.data_ptr(), y.data_ptr(), rows, columns)
     return y
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Rows [R, D] over the root of their mean square, in float32, then times `weight` [D] (facts.md 1.1)."""
+    values = x.float()
+    return (values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype) * weight
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`rms_norm_reference`, in one pass where it is compiled."""
+    compiled = native()
+    if compiled is None or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return rms_norm_reference(x, weight, epsilon)
+    assert x.is_contiguous() and weight.dtype == x.dtype
+    y = torch.empty_like(x)
+    compiled.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // len(weight), len(weight), epsilon)
+    return y
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """`rms_norm_reference` of x + residual, and that sum; both inputs are overwritten where it is compiled."""
+    compiled = native()
+    if compiled is None or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        total = x + residual
+        return rms_norm_reference(total, weight, epsilon), total
+    assert x.is_contiguous() and residual.is_contiguous() and weight.dtype == x.dtype == residual.dtype
+    compiled.add_rms_norm(
+        x.data_ptr(), residual.data_ptr(), weight.data_ptr(), x.numel() // len(weight), len(weight), epsilon
+    )
+    return x, residual

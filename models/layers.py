@@ -9,24 +9,21 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
-from panoserve.kernels.block import silu_and_mul
+from panoserve.kernels.block import add_rms_norm, rms_norm, silu_and_mul
 from panoserve.kernels.packed_linear import pack, packable, packed_linear
 
 
 class FusedRMSNorm(RMSNorm):
     """RMSNorm; with a residual, adds it first and also returns the sum (both inputs are overwritten).
 
-    Its CPU kernels are compiled into vLLM 0.32, which does not dispatch to them: its own CPU path runs a norm as eight
-    small torch operators, which at the few rows of a decode step cost more than the arithmetic.
+    vLLM 0.32's own CPU path runs a norm as eight small torch operators, which at the few rows of a decode step cost more
+    than the arithmetic.
     """
 
     def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if residual is not None:
-            torch.ops._C.fused_add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
-            return x, residual
-        out = torch.empty_like(x)
-        torch.ops._C.rms_norm(out, x, self.weight.data, self.variance_epsilon)
-        return out
+            return add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
+        return rms_norm(x, self.weight.data, self.variance_epsilon)
 
 
 class FusedSiluAndMul(SiluAndMul):

@@ -32,6 +32,7 @@ from panoserve.configs.model import ModelConfig
 from panoserve.kernels.block import rope_split
 from panoserve.models.attention import attention_backend
 from panoserve.models.caption import CaptionDummyInputs, CaptionInfo, CaptionProcessor
+from panoserve.models.decode_steps import DecodeSteps
 from panoserve.models.guidance import guidance_table
 from panoserve.models.hf_config import LlamaGenConfig
 from panoserve.models.layers import FusedRMSNorm, FusedSiluAndMul, pack_weights_after_loading
@@ -136,6 +137,7 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
             LlamaGenBlock(config, vllm_config, maybe_prefix(prefix, f"layers.{index}"))
             for index in range(shape.num_hidden_layers)
         )
+        self.decode_steps = DecodeSteps(list(self.layers))
         self.norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.output = ParallelLMHead(shape.vocab_size, shape.hidden_size, prefix=maybe_prefix(prefix, "output"))
         self.logits_processor = LogitsProcessor(shape.vocab_size)
@@ -183,9 +185,12 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
         positions = positions[0]
         x = self.embed_streams(input_ids, inputs_embeds, positions).flatten(0, 1)  # [N * S, D]
         rope = rope_rows(self.rope, positions)  # [N, hd/2]
-        residual = None
-        for layer in self.layers:
-            x, residual = layer(x, residual, rope)
+        if (made := self.decode_steps(x, rope)) is not None:
+            x, residual = made
+        else:
+            residual = None
+            for layer in self.layers:
+                x, residual = layer(x, residual, rope)
         x, _ = self.norm(x, residual)
         return x.view(len(positions), -1)
 

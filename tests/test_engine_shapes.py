@@ -13,6 +13,7 @@ from reference_drawer import draw_greedily
 from panoserve import Engine, PanoramaRequest
 from panoserve.configs.model import ModelConfig, ffn_width
 from panoserve.errors import InvalidRequestError
+from panoserve.kernels import decode_attention, packed_linear
 from panoserve.models.reference import ReferenceModel
 from panoserve.redirect.plan import CONTEXTS
 
@@ -56,6 +57,17 @@ def logit_gaps(model: ReferenceModel, label: int, codes: torch.Tensor) -> torch.
     return logits.max(-1).values - logits.gather(-1, flat[0, :, None])[:, 0]
 
 
+def check_one_call(engine: Engine, request: PanoramaRequest, codes: torch.Tensor) -> None:
+    """All layers of its steps ran in one call, if this machine has the kernels, and one by one they draw the same."""
+    models: list[Any] = []
+    engine._engine.collective_rpc(lambda worker: models.append(worker.get_model()))
+    [model] = models
+    assert (model.decode_steps.layers is not None) == (packed_linear.available() and decode_attention.available())
+    model.decode_steps = lambda x, rope: None
+    [again] = engine.generate([request], decode=False, progress=False)
+    assert torch.equal(again.codes, codes)
+
+
 @pytest.mark.parametrize("dtype", sorted(LOGIT_GAP))
 def test_low_precision_stays_close(golden: dict[str, Any], tmp_path: Path, dtype: str) -> None:
     model = golden_model(golden["c2i"])
@@ -64,6 +76,8 @@ def test_low_precision_stays_close(golden: dict[str, Any], tmp_path: Path, dtype
     ] + [PanoramaRequest(label=1, width=16 * 10, height=64, stride=3, temperature=0.0, guidance=2.0)]
     with Engine(write_folder(model, tmp_path), dtype=dtype, max_lanes=8) as engine:
         *crops, panorama = engine.generate(requests, decode=False, progress=False)
+        if dtype == "bfloat16":
+            check_one_call(engine, requests[-1], panorama.codes)
     for request, crop in zip(requests, crops, strict=False):
         assert request.label is not None
         gaps = logit_gaps(model, request.label, crop.codes)

@@ -5,6 +5,7 @@
  */
 #include "native.h"
 
+#include <math.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -86,4 +87,50 @@ void silu_and_mul(const bf16 *x, bf16 *y, long rows, long columns) {
 #pragma omp parallel for if (rows * columns >= WORTH_A_THREAD)
     for (long row = 0; row < rows; row++)
         silu_and_mul_row(x + 2 * row * columns, x + (2 * row + 1) * columns, y + row * columns, columns);
+}
+
+VECTORISED static float mean_square(const bf16 *restrict x, long columns) {
+    float sums[64] = {0}; /* enough for every register to have its own */
+    long whole = columns / 64 * 64;
+    for (long i = 0; i < whole; i += 64)
+        for (int j = 0; j < 64; j++) {
+            float value = from_bits((uint32_t)x[i + j] << 16);
+            sums[j] += value * value;
+        }
+    float sum = 0;
+    for (long i = whole; i < columns; i++) sum += from_bits((uint32_t)x[i] << 16) * from_bits((uint32_t)x[i] << 16);
+    for (int j = 0; j < 64; j++) sum += sums[j];
+    return sum / columns;
+}
+
+VECTORISED static void scale_row(const bf16 *x, const bf16 *restrict weight, bf16 *y, long columns, float scale) {
+#pragma GCC ivdep
+    for (long i = 0; i < columns; i++) {
+        float normal = from_bits((uint32_t)x[i] << 16) * scale;
+        y[i] = rounded(from_bits(rounded(normal)) * from_bits((uint32_t)weight[i] << 16)) >> 16;
+    }
+}
+
+VECTORISED static void add_row(const bf16 *restrict x, bf16 *restrict sum, long columns) {
+#pragma GCC ivdep
+    for (long i = 0; i < columns; i++)
+        sum[i] = rounded(from_bits((uint32_t)x[i] << 16) + from_bits((uint32_t)sum[i] << 16)) >> 16;
+}
+
+/* y may be x. */
+void rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, long rows, long columns, float epsilon) {
+#pragma omp parallel for if (rows * columns >= WORTH_A_THREAD)
+    for (long row = 0; row < rows; row++) {
+        const bf16 *from = x + row * columns;
+        scale_row(from, weight, y + row * columns, columns, 1.0f / sqrtf(mean_square(from, columns) + epsilon));
+    }
+}
+
+void add_rms_norm(bf16 *x, bf16 *residual, const bf16 *weight, long rows, long columns, float epsilon) {
+#pragma omp parallel for if (rows * columns >= WORTH_A_THREAD)
+    for (long row = 0; row < rows; row++) {
+        bf16 *sum = residual + row * columns;
+        add_row(x + row * columns, sum, columns);
+        scale_row(sum, weight, x + row * columns, columns, 1.0f / sqrtf(mean_square(sum, columns) + epsilon));
+    }
 }

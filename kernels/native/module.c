@@ -68,6 +68,42 @@ static PyObject *py_write_cache(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_rms_norm(PyObject *module, PyObject *arguments) {
+    address x, weight, y;
+    long rows, columns;
+    float epsilon;
+    if (!PyArg_ParseTuple(arguments, "KKKllf", &x, &weight, &y, &rows, &columns, &epsilon)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rms_norm((const bf16 *)x, (const bf16 *)weight, (bf16 *)y, rows, columns, epsilon);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_add_rms_norm(PyObject *module, PyObject *arguments) {
+    address x, residual, weight;
+    long rows, columns;
+    float epsilon;
+    if (!PyArg_ParseTuple(arguments, "KKKllf", &x, &residual, &weight, &rows, &columns, &epsilon)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    add_rms_norm((bf16 *)x, (bf16 *)residual, (const bf16 *)weight, rows, columns, epsilon);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_decode_layers(PyObject *module, PyObject *arguments) {
+    const char *layers, *step;
+    Py_ssize_t layers_size, step_size;
+    if (!PyArg_ParseTuple(arguments, "y#y#", &layers, &layers_size, &step, &step_size)) return NULL;
+    if (step_size != sizeof(decode_step) || layers_size % sizeof(decode_layer)) {
+        PyErr_SetString(PyExc_ValueError, "the structures are not those of native.h");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    decode_layers((const decode_layer *)layers, layers_size / (long)sizeof(decode_layer), (const decode_step *)step);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_mask_below_top_k(PyObject *module, PyObject *arguments) {
     address logits, k, scratch;
     long rows, columns;
@@ -88,6 +124,9 @@ static PyMethodDef methods[] = {
     {"silu_and_mul", py_silu_and_mul, METH_VARARGS, "silu_and_mul(x, y, rows, columns)"},
     {"write_cache", py_write_cache, METH_VARARGS,
      "write_cache(key, value, cache, slots, tokens, heads, head_dim, block_size, block_stride, head_stride)"},
+    {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, weight, y, rows, columns, epsilon)"},
+    {"add_rms_norm", py_add_rms_norm, METH_VARARGS, "add_rms_norm(x, residual, weight, rows, columns, epsilon)"},
+    {"decode_layers", py_decode_layers, METH_VARARGS, "decode_layers(layers, step)"},
     {"mask_below_top_k", py_mask_below_top_k, METH_VARARGS, "mask_below_top_k(logits, k, scratch, rows, columns)"},
     {NULL, NULL, 0, NULL},
 };

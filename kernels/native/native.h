@@ -17,4 +17,27 @@ void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int
                       long block_stride, long head_stride, float scale);
 void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
                  long head_dim, long block_size, long block_stride, long head_stride);
+void rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, long rows, long columns, float epsilon);
+void add_rms_norm(bf16 *x, bf16 *residual, const bf16 *weight, long rows, long columns, float epsilon);
+
+/* Every member is 8 bytes wide: ../decode_layers.py packs these. */
+typedef struct {
+    const bf16 *attention_norm, *wqkv, *wo, *ffn_norm, *w13, *w2;
+    bf16 *cache;
+} decode_layer;
+
+typedef struct {
+    bf16 *x, *residual;            /* [rows, dim]; in: the embedded tokens and anything, out: what the last norm adds */
+    bf16 *wide, *q, *k, *v;        /* room for [rows, max(3 width, 2 inner)], [rows, max(width, inner)], [rows, width] */
+    bf16 *scratch;                 /* room for [rows, max(dim, width, inner)] */
+    const float *rope;             /* [tokens, rotated] */
+    const int64_t *slots;          /* [slot_count] */
+    const int32_t *starts, *lengths, *tables;
+    double *seconds;               /* [2]: those spent in matrix products and in attention are added */
+    long tokens, streams, heads, head_dim, rotated, dim, inner, slot_count, table_stride, lanes, block_size,
+        block_stride, head_stride;
+    double scale, epsilon;
+} decode_step;
+
+void decode_layers(const decode_layer *layers, long count, const decode_step *step);
 void mask_below_top_k(float *logits, const int64_t *k, uint32_t *scratch, long rows, long columns);
