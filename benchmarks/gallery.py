@@ -1,9 +1,10 @@
 """Draw a picture of every kind with the embedded model, and say how visible the borders of its crops are.
 
-    python -m panoserve.benchmarks.gallery -o docs/gallery [--pictures 8]
+    python -m panoserve.benchmarks.gallery -o docs/gallery [--pictures 8] [--photo FILE]
 
 Of each kind several pictures are drawn, of different prompts and seeds; the first is kept, and the seam ratio
-(seams.py) is that of all together. README.md in the folder shows both. Takes some minutes.
+(seams.py) is that of all together. README.md in the folder shows both. Takes some minutes. A photograph, by default
+the one that lies in the folder, is shown with what was drawn to its left and right.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ PROMPTS = (
     "the sea at night under the stars",
     "misty mountains at sunrise",
 )
+
+PHOTO = "photo.jpg"  # in the gallery's folder: blender_sunset_band of Debian's blender-data, CC0
+PHOTO_PROMPT, PHOTO_SEED = "a sunset over hills", 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,15 @@ KINDS = (
 )
 
 
-def draw_gallery(pictures: int) -> tuple[dict[str, Any], dict[tuple[str, int], Steps]]:
-    """The first picture (PIL) of each kind, and of each kind and axis the steps of all of its pictures."""
+def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple[str, int], Steps]]:
+    """The first picture (PIL) of each kind, and of each kind and axis the steps of all of its pictures.
+
+    The photograph, a crop high, with a crop and a half drawn on both of its sides, is the last picture.
+    """
+    from PIL import Image
+
     from panoserve import Engine
+    from panoserve.serve.extend import Sides, extend_picture
 
     first: dict[str, Any] = {}
     steps: dict[tuple[str, int], Steps] = {}
@@ -97,6 +107,15 @@ def draw_gallery(pictures: int) -> tuple[dict[str, Any], dict[tuple[str, int], S
             for axis in (0, 1):
                 seen = seam_steps(np.asarray(panorama.image), plan, axis, panorama.request.loop)
                 steps[kind.name, axis] = steps.get((kind.name, axis), Steps()) + seen
+        side = grid.crop_pixels
+        with Image.open(photo) as opened:
+            picture = opened.convert("RGB").resize(
+                (opened.width * side // opened.height, side), Image.Resampling.LANCZOS
+            )
+        request = PanoramaRequest(prompt=PHOTO_PROMPT, seed=PHOTO_SEED)
+        first["extended"] = extend_picture(
+            engine, picture, Sides(left=side * 3 // 2, right=side * 3 // 2), request
+        ).image
     return first, steps
 
 
@@ -122,6 +141,16 @@ def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
     ]
     for kind in KINDS:
         lines += ["", f"## {kind.caption}", "", f"![{kind.caption}]({kind.name}.jpg)"]
+    lines += [
+        "",
+        "## A photograph, extended",
+        "",
+        "Its middle is the photograph ([CC0, from Debian's blender-data](photo.jpg)),",
+    ]
+    lines += [
+        f'what is to its left and right is drawn ("{PHOTO_PROMPT}"); the embedded model has never seen a photograph.'
+    ]
+    lines += ["", "![A photograph, extended](extended.jpg)"]
     return "\n".join(lines) + "\n"
 
 
@@ -130,8 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pictures", type=int, default=8, help="of each kind, for the seam ratio")
+    parser.add_argument("--photo", type=Path, metavar="FILE", help=f"to extend (default: {PHOTO} in DIR)")
     arguments = parser.parse_args(argv)
-    images, steps = draw_gallery(arguments.pictures)
+    images, steps = draw_gallery(arguments.pictures, arguments.photo or arguments.output / PHOTO)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         write_atomically(arguments.output / f"{name}.jpg", partial(image.save, format="JPEG", quality=90))

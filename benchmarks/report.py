@@ -40,7 +40,7 @@ class Section:
 
 def sections() -> dict[str, Section]:
     """Every section by name. Imported late: the benchmarks' own modules import torch."""
-    from panoserve.benchmarks import endless, http_load, kv_move, quality_report, startup, throughput_report
+    from panoserve.benchmarks import batch, endless, http_load, kv_move, quality_report, startup, throughput_report
 
     throughput = "python -m panoserve.benchmarks.throughput"
 
@@ -60,6 +60,7 @@ def sections() -> dict[str, Section]:
         "endless": Section("endless", partial(tables, endless.tables), "python -m panoserve.benchmarks.endless"),
         "kv-move": Section("kv_move", partial(tables, kv_move.table), "python -m panoserve.benchmarks.kv_move"),
         "quality": Section("quality", quality_report.quality, "python -m panoserve.benchmarks.quality"),
+        "batch": Section("batch", partial(tables, batch.table), "python -m panoserve.benchmarks.batch"),
         "http": Section("http_load", partial(tables, http_load.table), "python -m panoserve.benchmarks.http_load"),
     }
 

@@ -7,6 +7,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -310,11 +311,14 @@ def test_leaving_frees_the_lanes_within_a_second_or_so(server: Server, kind: str
 
 
 def test_many_leave_at_random_moments(server: Server) -> None:
-    """Some before the first row, some while it draws, some while it decodes; nothing of them stays."""
+    """Some before the first row, some while it draws, some while it decodes; nothing of them stays.
+
+    PANOSERVE_DEPARTURES=200 is the long run of docs/log.md.
+    """
     moments = random.Random(0)
     ended = server.metric("panoserve_panoramas_total")
     body = {"prompt": PROMPT, "size": SIZE, "stream": True, "partial_images": 3}
-    departures = 15
+    departures = int(os.environ.get("PANOSERVE_DEPARTURES", "15"))
     with server.http() as http:
         for _ in range(departures):
             with http.stream("POST", "/v1/images/generations", json=body) as response:

@@ -1,0 +1,143 @@
+"""What pictures cost beside codes: `panoserve batch` against the engine that draws the same codes and no more.
+
+    python -m panoserve.benchmarks.batch --model DIR --jobs 48 --repeat 3
+
+Both ways, in turns, on one engine: *raw* draws the requests and throws the codes away, *batch* also decodes every
+picture and writes it with its sidecar (panoserve/batch.py). Prompts are spread over the prompt set. The last line of
+output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from panoserve.benchmarks.machine import describe, load_average
+from panoserve.benchmarks.results import Result, append_result, markdown, measured_on
+
+if TYPE_CHECKING:
+    from panoserve.serve.engine import Engine
+    from panoserve.serve.request import PanoramaRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One repeat: codes per second without and with pictures."""
+
+    raw: float
+    batch: float
+
+
+def draw_raw(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
+    """Draw and drop; seconds."""
+    begun = perf_counter()
+    for _, result in engine.draw(requests):
+        if isinstance(result, Exception):
+            raise result
+    return perf_counter() - begun
+
+
+def draw_pictures(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
+    """The same as a batch with files; seconds from the first request to the last file."""
+    from panoserve.batch import Ledger, Settings, draw_batch, plan_batch
+    from panoserve.jobs import Job
+
+    jobs = [Job(number, str(number), request, None) for number, request in enumerate(requests, start=1)]
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder))
+        settings = Settings(engine.folder, "reuse", "bfloat16")
+        tasks, report = plan_batch(jobs, settings, ledger, resume=False)
+        done = draw_batch(engine, tasks, ledger, report)
+        if done.done != len(requests):
+            raise RuntimeError(f"{done.failed} of {len(requests)} jobs failed; see the errors of a `panoserve batch`")
+        return done.seconds
+
+
+def measure(options: argparse.Namespace) -> Result:
+    from panoserve.benchmarks.quality import subjects
+    from panoserve.serve.engine import Engine
+    from panoserve.serve.request import PanoramaRequest
+
+    pairs: list[Pair] = []
+    with Engine(options.model) as engine:
+        width, height = options.size or (3 * engine.config.grid.crop_pixels, engine.config.grid.crop_pixels)
+        requests = [
+            PanoramaRequest(width=width, height=height, seed=seed, **subject)
+            for seed, subject in enumerate(subjects(engine.config, options.jobs))
+        ]
+        codes = sum(canvas.rows * canvas.columns for canvas in (request.canvas(engine.config) for request in requests))
+        draw_pictures(engine, requests[:2])  # loads the decoder, and what a first drawing sets up
+        for _ in range(options.repeat):
+            pairs.append(Pair(codes / draw_raw(engine, requests), codes / draw_pictures(engine, requests)))
+            print(f"raw {pairs[-1].raw:.1f} codes/s, batch {pairs[-1].batch:.1f}", file=sys.stderr, flush=True)
+    return {
+        "benchmark": "batch",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe(),
+        "load": load_average(),
+        "workload": {
+            "model": options.model.name, "size": f"{width}x{height}", "jobs": options.jobs, "repeat": options.repeat
+        },
+        "raw": [round(pair.raw, 1) for pair in pairs],
+        "batch": [round(pair.batch, 1) for pair in pairs],
+    }  # fmt: skip
+
+
+def table(result: Result) -> str:
+    """The result for people (Markdown); the ratio is the median of the repeats' own."""
+    workload = result["workload"]
+    ratio = statistics.median(batch / raw for raw, batch in zip(result["raw"], result["batch"], strict=True))
+    head = f"Workload: model {workload['model']}, {workload['jobs']} jobs, {workload['size']}; load {result['load']}  "
+    rows = [
+        ["codes alone", f"{statistics.median(result['raw']):,.1f}", ", ".join(map(str, result["raw"])), "1"],
+        ["batch", f"{statistics.median(result['batch']):,.1f}", ", ".join(map(str, result["batch"])), f"{ratio:.2f}"],
+    ]
+    return f"{head}\n{measured_on(result)}\n\n{markdown(['way', 'codes/s', 'every run', 'ratio'], rows)}"
+
+
+def size(text: str) -> tuple[int, int]:
+    """`576x192` as (576, 192)."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT in pixels, such as 576x192")
+    return int(width), int(height)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Measure batches of pictures beside the engine alone.")
+    parser.add_argument("--model", type=Path, default=Path("assets/pano-mini"), metavar="DIR")
+    parser.add_argument("--jobs", type=int, default=48, metavar="N")
+    parser.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: three crops by one)")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also append the result to this JSON Lines file")
+    options = parser.parse_args(arguments)
+    result = measure(options)
+    if options.json is not None:
+        append_result(options.json, result)
+    print(table(result))
+    print(json.dumps(result))
+
+
+def in_child(model: Path, jobs: int, size: str) -> dict[str, Any]:
+    """The result of a run in a process of its own (an engine stays with its process)."""
+    import subprocess
+
+    command = [sys.executable, "-m", "panoserve.benchmarks.batch", "--model", str(model), "--jobs", str(jobs)]
+    answer = subprocess.run(
+        [*command, "--size", size, "--repeat", "1"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    result: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    main()
