@@ -51,8 +51,9 @@ class DecodeSteps:
         layers = []
         for block in self._blocks:
             own = block.attention
-            matrices = [getattr(layer, "packed", None) for layer in (own.wqkv, own.wo, block.w13, block.w2)]
-            if None in matrices or not isinstance(own.attn.impl, FewTokensAttentionImpl):
+            linear = (own.wqkv, own.wo, block.w13, block.w2)
+            matrices = [layer.packed for layer in linear if isinstance(getattr(layer, "packed", None), Tensor)]
+            if len(matrices) < len(linear) or not isinstance(own.attn.impl, FewTokensAttentionImpl):
                 return None
             wqkv, wo, w13, w2 = matrices
             norms = (block.attention_norm.weight.data, block.ffn_norm.weight.data)

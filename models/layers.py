@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -16,8 +15,8 @@ from panoserve.kernels.packed_linear import pack, packable, packed_linear
 class FusedRMSNorm(RMSNorm):
     """RMSNorm; with a residual, adds it first and also returns the sum (both inputs are overwritten).
 
-    vLLM 0.32's own CPU path runs a norm as eight small torch operators, which at the few rows of a decode step cost more
-    than the arithmetic.
+    vLLM 0.32's own CPU path runs a norm as eight small torch operators, which at the few rows of a decode step cost
+    more than the arithmetic.
     """
 
     def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:

@@ -133,11 +133,12 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE):
         self.guidance = guidance_table(vllm_config, vllm_config.device_config.device)
         self.tok_embeddings = VocabParallelEmbedding(shape.vocab_size, shape.hidden_size)
         self.add_condition(shape)
-        self.layers = nn.ModuleList(
+        blocks = [
             LlamaGenBlock(config, vllm_config, maybe_prefix(prefix, f"layers.{index}"))
             for index in range(shape.num_hidden_layers)
-        )
-        self.decode_steps = DecodeSteps(list(self.layers))
+        ]
+        self.layers = nn.ModuleList(blocks)
+        self.decode_steps = DecodeSteps(blocks)
         self.norm = FusedRMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.output = ParallelLMHead(shape.vocab_size, shape.hidden_size, prefix=maybe_prefix(prefix, "output"))
         self.logits_processor = LogitsProcessor(shape.vocab_size)
