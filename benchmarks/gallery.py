@@ -38,8 +38,8 @@ PROMPTS = (
     "misty mountains at sunrise",
 )
 
-PHOTO = "photo.jpg"  # in the gallery's folder: blender_sunset_band of Debian's blender-data, CC0
-PHOTO_PROMPT, PHOTO_SEED = "a sunset over hills", 1
+PHOTO = "photo.jpg"  # in the gallery's folder: lake-sherburne of Debian's budgie-backgrounds, CC0
+PHOTO_PROMPT, PHOTO_SEED = "a mountain lake under a cloudy sky", 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,14 @@ class Kind:
             prompt=PROMPTS[number % len(PROMPTS)],
             width=pixels(self.width),
             height=pixels(self.height),
-            stride=grid.side // 3,
             seed=number,
         )
         return replace(request, **self.fields)
 
 
 KINDS = (
-    Kind("horizontal", "Six crops wide", 6, 1, {}),
-    Kind("wide-stride", "The same with a stride of three quarters of a crop", 6, 1, {"stride": 18}),
+    Kind("horizontal", "Six crops wide, at the default stride of three quarters of a crop", 6, 1, {}),
+    Kind("narrow-stride", "The same with a stride of a third of a crop", 6, 1, {"stride": 8}),
     Kind("loop", "A loop: the right edge continues at the left one", 6, 1, {"loop": True}),
     Kind("vertical", "Two crops tall", 1, 2, {}),
     Kind("both", "Larger than a crop both ways", 4, 1.5, {}),
@@ -89,7 +88,7 @@ KINDS = (
 def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple[str, int], Steps]]:
     """The first picture (PIL) of each kind, and of each kind and axis the steps of all of its pictures.
 
-    The photograph, a crop high, with a crop and a half drawn on both of its sides, is the last picture.
+    The photograph, a crop high, with a crop drawn on both of its sides, is the last picture.
     """
     from PIL import Image
 
@@ -113,9 +112,7 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple
                 (opened.width * side // opened.height, side), Image.Resampling.LANCZOS
             )
         request = PanoramaRequest(prompt=PHOTO_PROMPT, seed=PHOTO_SEED)
-        first["extended"] = extend_picture(
-            engine, picture, Sides(left=side * 3 // 2, right=side * 3 // 2), request
-        ).image
+        first["extended"] = extend_picture(engine, picture, Sides(left=side, right=side), request).image
     return first, steps
 
 
@@ -145,7 +142,7 @@ def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
         "",
         "## A photograph, extended",
         "",
-        "Its middle is the photograph ([CC0, from Debian's blender-data](photo.jpg)),",
+        "Its middle is the photograph ([CC0, from Debian's budgie-backgrounds](photo.jpg)),",
     ]
     lines += [
         f'what is to its left and right is drawn ("{PHOTO_PROMPT}"); the embedded model has never seen a photograph.'
