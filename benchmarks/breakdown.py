@@ -101,6 +101,8 @@ def parts_timed(engine: Engine) -> Iterator[Stopwatch]:
 
     def on_worker(worker: Any) -> None:
         model = worker.get_model()
+        if (layers := model.decode_steps.layers) is not None:
+            layers.seconds.zero_()
         for layer, part in _parts_of(model):
             hook(layer, part)
         hooks.append(model.register_forward_hook(lambda *_: split(model)))
