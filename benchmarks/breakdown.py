@@ -95,14 +95,13 @@ def parts_timed(engine: Engine) -> Iterator[Stopwatch]:
     def split(model: Any) -> None:
         """Layers that ran in one call (models/decode_steps.py) say themselves what they spent on what."""
         if (layers := model.decode_steps.layers) is not None:
-            for part, seconds in zip(("matrix products", "attention"), layers.seconds.tolist(), strict=True):
+            for part, seconds in zip(("matrix products", "attention"), layers.take_seconds(), strict=True):
                 watch.move(seconds, "element-wise", part)
-            layers.seconds.zero_()
 
     def on_worker(worker: Any) -> None:
         model = worker.get_model()
         if (layers := model.decode_steps.layers) is not None:
-            layers.seconds.zero_()
+            layers.take_seconds()
         for layer, part in _parts_of(model):
             hook(layer, part)
         hooks.append(model.register_forward_hook(lambda *_: split(model)))

@@ -9,6 +9,7 @@ models/llamagen.py.
 from __future__ import annotations
 
 import struct
+from array import array
 from dataclasses import dataclass
 
 import torch
@@ -86,12 +87,12 @@ def decode_layers_reference(
 class DecodeLayers:
     """`decode_layers_reference` of given layers in one call.
 
-    seconds: float64 [2], of all calls so far, those in matrix products and those in attention.
+    seconds: of all calls so far, those in matrix products and those in attention.
     """
 
     def __init__(self, layers: list[Layer], sizes: Sizes) -> None:
         self.layers, self.sizes = layers, sizes
-        self.seconds = torch.zeros(2, dtype=torch.float64)
+        self.seconds = array("d", (0.0, 0.0))
         cache = layers[0].cache
         for layer in layers:
             assert layer.cache.stride() == cache.stride() and layer.cache.shape == cache.shape
@@ -108,6 +109,12 @@ class DecodeLayers:
             for layer in layers
         )  # fmt: skip
 
+    def take_seconds(self) -> tuple[float, float]:
+        """The seconds so far, which are forgotten."""
+        products, attention = self.seconds
+        self.seconds[0] = self.seconds[1] = 0.0
+        return products, attention
+
     def __call__(self, x: Tensor, rope: Tensor, lanes: Lanes) -> tuple[Tensor, Tensor]:
         """As `decode_layers_reference`; x is overwritten and returned."""
         compiled = native()
@@ -123,11 +130,10 @@ class DecodeLayers:
         room = [max(3 * width, 2 * s.inner), max(width, s.inner), width, width, max(s.dim, width, s.inner)]
         wide, q, k, v, scratch = (x.new_empty(rows, columns) for columns in room)
         pointers = (
-            x, residual, wide, q, k, v, scratch, rope, lanes.slots, lanes.starts, lanes.lengths, lanes.tables,
-            self.seconds,
+            x, residual, wide, q, k, v, scratch, rope, lanes.slots, lanes.starts, lanes.lengths, lanes.tables
         )  # fmt: skip
         step = _STEP.pack(
-            *(tensor.data_ptr() for tensor in pointers),
+            *(tensor.data_ptr() for tensor in pointers), self.seconds.buffer_info()[0],
             len(rope), s.streams, s.heads, s.head_dim, 2 * rope.shape[1], s.dim, s.inner, len(lanes.slots),
             lanes.tables.stride(0), len(lanes.lengths), cache.shape[2], cache.stride(0), cache.stride(1),
             s.scale, s.epsilon,

@@ -85,7 +85,7 @@ def test_one_call_is_the_kernels_one_by_one(sizes: Sizes) -> None:
         assert torch.equal(one, other) and one.isfinite().all()
     for layer, cache in zip(layers, written, strict=True):
         assert torch.equal(layer.cache, cache)
-    assert (fused.seconds > 0).all()
+    assert min(fused.take_seconds()) > 0 and fused.take_seconds() == (0, 0)
 
 
 @needs_kernels
