@@ -21,7 +21,8 @@ ALLOWED = {
     "redirect": BASE,
     "serve": MIDDLE,
     "train": MIDDLE,
-    "benchmarks": FRONT | {"cli_files", "cli_model", "Engine"},  # like a command: files, the model folder, the engine
+    # like a command: files, the model folder, the engine, a batch
+    "benchmarks": FRONT | {"cli_files", "cli_model", "Engine", "batch", "jobs"},
 }
 
 
