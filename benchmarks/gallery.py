@@ -143,11 +143,10 @@ def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
         "## A photograph, extended",
         "",
         "Its middle is the photograph ([CC0, from Debian's budgie-backgrounds](photo.jpg)),",
+        f'what is to its left and right is drawn ("{PHOTO_PROMPT}"); the embedded model has never seen a photograph.',
+        "",
+        "![A photograph, extended](extended.jpg)",
     ]
-    lines += [
-        f'what is to its left and right is drawn ("{PHOTO_PROMPT}"); the embedded model has never seen a photograph.'
-    ]
-    lines += ["", "![A photograph, extended](extended.jpg)"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A `panoserve serve` of the benchmark's own: started, watched, stopped."""
+"""A `panoserve serve` of a benchmark's (or a test's) own: started, watched, stopped."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-START_SECONDS = 300
+START_SECONDS = 540  # below the time limit of a test
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +38,32 @@ class OwnServer:
         return round(held / 2**20, 1)
 
 
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
 @contextmanager
-def own_server(model: Path, log: Path, *flags: str) -> Iterator[OwnServer]:
-    """Start a server of `model` on a free port, wait until it is healthy, and stop it at the end.
+def own_server(
+    model: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None
+) -> Iterator[OwnServer]:
+    """Start a server of `model` on a free port, wait until it is healthy, and stop it with SIGTERM at the end.
 
-    flags: of `panoserve serve`, besides model and port.
-
-    Raises RuntimeError, with the end of its log, if it does not start.
+    flags: of `panoserve serve`, besides model and port; environment: the server's, in place of this process's. Raises
+    RuntimeError, with the end of its log, if it does not start, and TimeoutExpired if it does not stop.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "panoserve.cli", "serve", "--model", str(model), "--port", str(port), *flags]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     server = OwnServer(f"http://127.0.0.1:{port}", process)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _healthy(server):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
+                raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-6000:]}")
             time.sleep(1)
         yield server
     finally:
@@ -68,6 +74,7 @@ def own_server(model: Path, log: Path, *flags: str) -> Iterator[OwnServer]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            raise
 
 
 def _healthy(server: OwnServer) -> bool:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from http_server import free_port
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
+
+from panoserve.benchmarks.own_server import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--mute-audio")

@@ -13,9 +13,9 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from http_server import free_port
 from tiny_folder import TINY_CONFIG
 
+from panoserve.benchmarks.own_server import free_port
 from panoserve.configs.wire import STATS_KEY, UNKNOWN, PanoramaArgs
 from panoserve.serve.folder import ModelFolder
 from panoserve.serve.http.page_routes import router as page_router

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +15,7 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-START_SECONDS = 540  # below the time limit of a test
+from panoserve.benchmarks.own_server import own_server
 
 
 @dataclass
@@ -57,45 +53,14 @@ class Server:
         return found
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @contextmanager
 def running_server(model: Path, log: Path, *flags: str) -> Iterator[Server]:
     """Start a server, wait until it is healthy, stop it with SIGTERM."""
-    port = free_port()
-    command = [sys.executable, "-m", "panoserve.cli", "serve", "--model", str(model), "--port", str(port), *flags]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # a tiny model spends more on waking threads
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    server = Server(f"http://127.0.0.1:{port}", process, log)
-    try:
-        wait_until_healthy(server)
-        yield server
-    finally:
-        server.client.close()
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+    with own_server(model, log, *flags, environment=environment) as own:
+        server = Server(own.url, own.process, log)
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
-
-def wait_until_healthy(server: Server) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            break
-        try:
-            if httpx.get(f"{server.url}/health", timeout=10).status_code == 200:
-                return
-        except httpx.HTTPError:
-            time.sleep(1)
-    raise AssertionError(f"the server did not start:\n{server.log.read_text(errors='replace')[-6000:]}")
+            yield server
+        finally:
+            server.client.close()
