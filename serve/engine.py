@@ -90,7 +90,9 @@ class _EngineBase(ABC):
 
     @cached_property
     def vq(self) -> VQModel:
-        """The VQ tokenizer, float32, loaded when first used."""
+        """The VQ tokenizer, loaded when first used. It decodes in bfloat16 if the engine draws in bfloat16, else in
+        float32 (nobody knows that a float16 decoder does not overflow); it encodes in float32 always.
+        """
         if not self.folder.has_vq:
             raise ModelFolderError(
                 f"{self.folder.path} holds no vq/, so codes cannot be decoded; pass decode=False, or convert a VQ "
@@ -98,7 +100,9 @@ class _EngineBase(ABC):
             )
         from panoserve.vq.io import load_vq
 
-        return load_vq(self.folder.path / "vq", device="cuda" if torch.cuda.is_available() else "cpu")
+        drawn = self.vllm_config.model_config.dtype
+        dtype = drawn if drawn == torch.bfloat16 else torch.float32
+        return load_vq(self.folder.path / "vq", dtype, device="cuda" if torch.cuda.is_available() else "cpu")
 
     def decode(self, codes: torch.Tensor, loop: bool = False, scenes: bool = False) -> Image:
         """The picture of a canvas of codes [H, W].

@@ -11,11 +11,11 @@ import torch
 
 from panoserve.models.reference import ReferenceModel
 from panoserve.train import captioner
-from panoserve.train.continuations import FIRST_SCENE, WIDTH, changed, changing_specs, render, render_changing
+from panoserve.train.continuations import FIRST_SCENE, WIDTH, changed, changing_specs, render_changing
 from panoserve.train.continuing import CHANGING, GIVEN, TALL, ContinuationStore, joined
 from panoserve.train.listening import labels
 from panoserve.train.npp import patch_losses
-from panoserve.train.render import HEIGHT, SCENES_A_SHARD
+from panoserve.train.render import HEIGHT, MARGIN, SCENES_A_SHARD, render
 from panoserve.train.scenes import sample_spec
 from panoserve.train.scenes.spec import EXTRAS, FEATURES
 from panoserve.train.transformer import MINI, Batch
@@ -49,8 +49,8 @@ def test_a_change_leaves_the_land_and_never_asks_for_what_cannot_be() -> None:
 def test_a_changing_scene_is_one_scene_at_its_left_and_another_at_its_right() -> None:
     scene = FIRST_SCENE + 1
     picture, (first, last) = render_changing(scene)
-    left, right = (render(spec, own_land=True) for spec in changing_specs(scene))
-    assert picture.shape == (HEIGHT, WIDTH, 3) and 0 < first < last < WIDTH
+    left, right = (render(spec, WIDTH, HEIGHT + MARGIN, own_land=True) for spec in changing_specs(scene))
+    assert picture.shape == (HEIGHT + MARGIN, WIDTH, 3) and 0 < first < last < WIDTH
     assert np.array_equal(picture[:, :first], left[:, :first]) and np.array_equal(picture[:, last:], right[:, last:])
     middle = (first + last) // 2
     assert not np.array_equal(picture[:, middle], left[:, middle])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from vq_weights import TINY_VQ, filled_vq
 
 from panoserve.errors import InvalidRequestError, ModelFolderError
+from panoserve.serve.engine import _EngineBase
 from panoserve.vq.attention import attend
 from panoserve.vq.config import VQ_8, VQ_16, VQConfig
 from panoserve.vq.io import load_vq, save_vq
@@ -210,7 +212,24 @@ def test_save_and_load(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.decode(codes), model.decode(codes), rtol=0, atol=1e-5)
     half = load_vq(tmp_path / "vq", dtype=torch.bfloat16)
     assert half.decode(codes).dtype == torch.bfloat16
-    assert half.quantize.codebook_used.dtype == torch.float32  # bfloat16 cannot count to 16384
+    torch.testing.assert_close(half.decode(codes).float(), model.decode(codes), rtol=0, atol=0.05)
+    images = torch.rand(1, 3, 16, 32) * 2 - 1
+    assert torch.equal(half.encode_latents(images), loaded.encode_latents(images)), "codes do not depend on the dtype"
+
+
+@pytest.mark.parametrize(("drawn", "decoded"), [("bfloat16", "bfloat16"), ("float16", "float32"), ("float32",) * 2])
+def test_an_engine_decodes_in_bfloat16_if_it_draws_in_it(tmp_path: Path, drawn: str, decoded: str) -> None:
+    class Folder:
+        path, has_vq = tmp_path, True
+
+    class Drawing(_EngineBase):
+        folder = Folder()  # type: ignore[assignment]
+        vllm_config = SimpleNamespace(model_config=SimpleNamespace(dtype=getattr(torch, drawn)))  # type: ignore[assignment]
+
+    save_vq(filled_vq(TINY_VQ), tmp_path / "vq")
+    vq = object.__new__(Drawing).vq
+    assert vq.decoder.conv_in.weight.dtype == vq.post_quant_conv.weight.dtype == getattr(torch, decoded)
+    assert vq.encoder.conv_in.weight.dtype == vq.quantize.embedding.weight.dtype == torch.float32
 
 
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:

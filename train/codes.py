@@ -2,8 +2,9 @@
 
     python -m panoserve.train.codes WORK_DIR [--workers 2]
 
-Whole scenes are encoded, not crops: a crop's codes are then those that the same place has in a panorama. Every scene
-is shifted by less than one code, and half of them are mirrored, at random. Resumes shard by shard.
+Whole scenes are encoded, not crops, and with the margin below them, whose codes are dropped: a crop's codes are then
+those that the same place has in a panorama, and its last rows do not know the zeros that the encoder pads a picture's
+edge with. Every scene is shifted by less than one code, and half of them are mirrored, at random. Resumes by shards.
 """
 
 from __future__ import annotations
@@ -16,29 +17,34 @@ import torch
 from numpy.typing import NDArray
 
 from panoserve.train.files import write_whole
-from panoserve.train.render import SCENES_A_SHARD, WIDTH, SceneStore, to_images
+from panoserve.train.render import HEIGHT, SCENES_A_SHARD, WIDTH, SceneStore, to_images
 from panoserve.train.tokenizer import load_tokenizer
 from panoserve.train.workers import run_workers, world
 from panoserve.vq.model import VQModel
 
 
+def encode_picture(model: VQModel, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Codes [H / 8, W / 8] of a picture [H, W, 3]."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return model.encode(to_images(pixels[None].copy()))[0].numpy().astype(np.uint16)
+
+
 def encode_scene(model: VQModel, pixels: NDArray[np.uint8], scene: int) -> NDArray[np.uint16]:
-    """The codes [24, columns] of scene number `scene`, pixels [192, 960, 3]."""
+    """The codes [24, columns] of scene number `scene`, pixels and margin [240, 960, 3]."""
     side = model.config.downsample
     rng = np.random.default_rng([5, scene])
     shift = int(rng.integers(side))
     window = pixels[:, shift : shift + WIDTH - side]
     if rng.random() < 0.5:
         window = window[:, ::-1]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return model.encode(to_images(window[None].copy()))[0].numpy().astype(np.uint16)
+    return encode_picture(model, window)[: HEIGHT // side]
 
 
 def encode_shard(model: VQModel, store: SceneStore, shard: int) -> NDArray[np.uint16]:
     """The codes [100, 24, columns] of one shard of scenes."""
     return np.stack(
         [
-            encode_scene(model, store.window(scene, 0, WIDTH, flip=False), scene)
+            encode_scene(model, store.whole(scene), scene)
             for scene in range(shard * SCENES_A_SHARD, (shard + 1) * SCENES_A_SHARD)
         ]
     )

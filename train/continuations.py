@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
+from panoserve.train.codes import encode_picture
 from panoserve.train.files import write_whole
-from panoserve.train.render import HEIGHT, SCENES_A_SHARD, to_images
-from panoserve.train.scenes import DRAWN_HEIGHT, SceneSpec, draw_scene, sample_spec
+from panoserve.train.render import HEIGHT, MARGIN, SCENES_A_SHARD, render
+from panoserve.train.scenes import SceneSpec, sample_spec
 from panoserve.train.tokenizer import load_tokenizer
 from panoserve.train.workers import run_workers, world
 from panoserve.vq.model import VQModel
@@ -51,27 +50,19 @@ def changing_specs(scene: int) -> tuple[SceneSpec, SceneSpec]:
     return spec, changed(spec, sample_spec(scene + FIRST_SCENE))
 
 
-def render(spec: SceneSpec, height: int = HEIGHT, own_land: bool = False) -> NDArray[np.uint8]:
-    """The scene as uint8 [height, 576, 3], drawn a third larger and averaged down."""
-    drawn = draw_scene(spec, WIDTH * DRAWN_HEIGHT // HEIGHT, height * DRAWN_HEIGHT // HEIGHT, own_land)
-    return np.asarray(Image.fromarray(drawn).resize((WIDTH, height), Image.Resampling.LANCZOS))
-
-
 def render_changing(scene: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Changing scene number `scene` as uint8 [192, 576, 3], and the pixel columns between which it changes."""
+    """Changing scene number `scene` and its margin as uint8 [240, 576, 3], and the pixel columns between which it
+    changes.
+    """
     rng = np.random.default_rng([13, scene])
     length = int(rng.integers(RAMP[0], RAMP[1] + 1))
     first = int(rng.integers(HEIGHT // 2, WIDTH - length - HEIGHT // 2 + 1))
-    left, right = (render(spec, own_land=True).astype(np.float32) for spec in changing_specs(scene))
+    left, right = (
+        render(spec, WIDTH, HEIGHT + MARGIN, own_land=True).astype(np.float32) for spec in changing_specs(scene)
+    )
     t = np.clip((np.arange(WIDTH) - first) / length, 0, 1)
     share = (t * t * (3 - 2 * t)).astype(np.float32)[:, None]
     return (left + (right - left) * share + 0.5).astype(np.uint8), (first, first + length)
-
-
-def encode_picture(model: VQModel, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Codes [H / 8, W / 8] of a picture [H, W, 3]."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return model.encode(to_images(pixels[None].copy()))[0].numpy().astype(np.uint16)
 
 
 def make_shard(model: VQModel, shard: int) -> dict[str, NDArray[np.uint16]]:
@@ -81,9 +72,9 @@ def make_shard(model: VQModel, shard: int) -> dict[str, NDArray[np.uint16]]:
     side = model.config.downsample
     tall, changing, change = [], [], []
     for scene in range(FIRST_SCENE + shard * SCENES_A_SHARD, FIRST_SCENE + (shard + 1) * SCENES_A_SHARD):
-        tall.append(encode_picture(model, render(sample_spec(scene), 2 * HEIGHT)))
+        tall.append(encode_picture(model, render(sample_spec(scene), WIDTH, 2 * HEIGHT + MARGIN))[: 2 * HEIGHT // side])
         pixels, columns = render_changing(scene)
-        changing.append(encode_picture(model, pixels))
+        changing.append(encode_picture(model, pixels)[: HEIGHT // side])
         change.append([column // side for column in columns])
     return {"tall": np.stack(tall), "changing": np.stack(changing), "change": np.array(change, np.uint16)}
 

@@ -17,25 +17,33 @@ from PIL import Image
 from torch import Tensor
 
 from panoserve.train.files import write_whole
-from panoserve.train.scenes import DRAWN_HEIGHT, draw_scene, sample_spec
+from panoserve.train.scenes import DRAWN_HEIGHT, SceneSpec, draw_scene, sample_spec
 
 SCENES_A_SHARD = 100
-HEIGHT, WIDTH = 192, 960  # pixels of a stored scene; crops are windows of it
+HEIGHT, WIDTH = 192, 960  # pixels of a scene; crops are windows of it
+MARGIN = 48  # more rows stored below: codes of the last rows must not know that the picture ends (codes.py)
 
 
-def render_scene(scene: int) -> NDArray[np.uint8]:
-    """Scene number `scene` as uint8 [192, 960, 3]: drawn a third larger and averaged down, which smooths its edges."""
-    drawn = draw_scene(sample_spec(scene), WIDTH * DRAWN_HEIGHT // HEIGHT)
-    return np.asarray(Image.fromarray(drawn).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
+def render_scene(scene: int, margin: int = 0) -> NDArray[np.uint8]:
+    """Scene number `scene` as uint8 [192 + margin, 960, 3]."""
+    return render(sample_spec(scene), WIDTH, HEIGHT + margin)
+
+
+def render(spec: SceneSpec, width: int, height: int, own_land: bool = False) -> NDArray[np.uint8]:
+    """A scene as uint8 [height, width, 3], both multiples of 3: drawn a third larger and averaged down, which smooths
+    its edges. Below its first 192 rows the foreground goes on.
+    """
+    drawn = draw_scene(spec, width * DRAWN_HEIGHT // HEIGHT, height * DRAWN_HEIGHT // HEIGHT, own_land)
+    return np.asarray(Image.fromarray(drawn).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def render_shard(folder: Path, shard: int) -> Path:
-    """Write shard number `shard` ([100, 192, 960, 3] uint8) unless it exists; returns its path."""
+    """Write shard number `shard` ([100, 240, 960, 3] uint8) unless it exists; returns its path."""
     path = folder / f"{shard:04d}.npy"
     if not path.exists():
-        scenes = np.empty((SCENES_A_SHARD, HEIGHT, WIDTH, 3), np.uint8)
+        scenes = np.empty((SCENES_A_SHARD, HEIGHT + MARGIN, WIDTH, 3), np.uint8)
         for i in range(SCENES_A_SHARD):
-            scenes[i] = render_scene(shard * SCENES_A_SHARD + i)
+            scenes[i] = render_scene(shard * SCENES_A_SHARD + i, MARGIN)
 
         def save(temporary: Path) -> None:
             with temporary.open("wb") as file:
@@ -59,9 +67,13 @@ class SceneStore:
         self.scenes = [shard * SCENES_A_SHARD + i for shard in self.shards for i in range(SCENES_A_SHARD)]
 
     def window(self, scene: int, left: int, width: int, flip: bool) -> NDArray[np.uint8]:
-        """Columns left .. left + width of a scene: uint8 [192, width, 3]."""
-        picture = self.shards[scene // SCENES_A_SHARD][scene % SCENES_A_SHARD, :, left : left + width]
+        """Columns left .. left + width of a scene without its margin: uint8 [192, width, 3]."""
+        picture = self.whole(scene)[:HEIGHT, left : left + width]
         return picture[:, ::-1] if flip else picture
+
+    def whole(self, scene: int) -> NDArray[np.uint8]:
+        """A scene and its margin: uint8 [240, 960, 3]."""
+        return self.shards[scene // SCENES_A_SHARD][scene % SCENES_A_SHARD]
 
     def batch(self, rng: np.random.Generator, size: int, width: int) -> tuple[Tensor, list[int]]:
         """Random windows as pictures [size, 3, 192, width] in [-1, 1], and the scenes they are from."""

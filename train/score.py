@@ -20,7 +20,7 @@ from panoserve.models.cleaning import clean_caption
 from panoserve.train.captioner import tokenize
 from panoserve.train.codes import encode_scene
 from panoserve.train.npp import patch_logits, patch_losses
-from panoserve.train.render import render_scene
+from panoserve.train.render import MARGIN, render_scene
 from panoserve.train.scenes import sample_spec
 from panoserve.train.scenes.spec import SceneSpec
 from panoserve.train.tokenizer import load_tokenizer
@@ -65,7 +65,7 @@ def held_out_crops(work: Path, count: int) -> tuple[Tensor, list[SceneSpec]]:
     tokenizer = load_tokenizer(work)
     crops, specs = [], []
     for scene in range(HELD_OUT, HELD_OUT + count):
-        codes = encode_scene(tokenizer, render_scene(scene), scene)
+        codes = encode_scene(tokenizer, render_scene(scene, MARGIN), scene)
         left = int(np.random.default_rng([6, scene]).integers(codes.shape[1] - MINI.grid_side + 1))
         crops.append(codes[:, left : left + MINI.grid_side].reshape(-1).astype(np.int64))
         specs.append(sample_spec(scene))

@@ -22,7 +22,8 @@ WEIGHTS_NAME = "model.safetensors"
 def load_vq(folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> VQModel:
     """The tokenizer in `folder`, in evaluation mode, channels_last, without gradients.
 
-    The codebook's usage record stays float32. Raises ModelFolderError saying what is missing, unexpected or mis-shaped.
+    dtype: of the decoder. Encoder and codebook are float32 whatever it is, so that a picture's codes do not depend on
+    it. Raises ModelFolderError saying what is missing, unexpected or mis-shaped.
     """
     folder = Path(folder)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -44,10 +45,10 @@ def load_vq(folder: Path | str, dtype: torch.dtype = torch.float32, device: torc
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ModelFolderError(f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {reason}") from None
-    used = model.quantize.codebook_used
-    model = model.to(dtype).eval().requires_grad_(False)
+    model = model.float().eval().requires_grad_(False)
+    for part in (model.post_quant_conv, model.decoder):
+        part.to(dtype)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.quantize.codebook_used = used
     return model
 
 

@@ -106,6 +106,10 @@ class VQModel(nn.Module):
         """Pictures [B, 3, H, W] -> codes int64 [B, h, w]."""
         return self.quantize.encode(self.encode_latents(images))
 
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes [B, h, w] -> quantised latents [B, code_dim, h, w], in the dtype of the decoder."""
+        return self.quantize.lookup(codes).to(self.post_quant_conv.weight.dtype)
+
     def decode_latents(self, latents: Tensor, around: bool = False) -> Tensor:
         """Quantised latents [B, code_dim, h, w] -> pictures [B, 3, H, W]."""
         return self.decoder(self.post_quant_conv(latents), around)
@@ -115,7 +119,7 @@ class VQModel(nn.Module):
 
         around: the right edge meets the left one, so every convolution of the decoder sees across it.
         """
-        return self.decode_latents(self.quantize.lookup(codes), around)
+        return self.decode_latents(self.lookup(codes), around)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training: (reconstruction [B, 3, H, W], codebook + commitment loss, codes [B, h, w]).

@@ -98,7 +98,7 @@ def _decode_in_strips(
     )
     _run_levels(decoder, Stored(sketch, dim, around), picture, memory, plan)
 
-    x = model.quantize.lookup(codes).contiguous(memory_format=torch.channels_last)
+    x = model.lookup(codes).contiguous(memory_format=torch.channels_last)
     x = convolve(decoder.conv_in, model.post_quant_conv(x), around)
     for block in blocks:
         x = block(x, around)
