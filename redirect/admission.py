@@ -4,7 +4,12 @@ A lane that waits for its parent keeps its blocks and is never preempted by vLLM
 panorama starts only when the lanes it needs to finish on its own, one after another in the plan's order, fit beside
 everybody else's (`Plan.min_resident`); beyond that, lanes take what nobody has reserved. A lane that is admitted
 *ahead* of its turn in that order (in a canvas of two directions, the next column may start before the row below does)
-never takes a reserved place, because it may have to wait for lanes that are still to be admitted. Pure Python.
+never takes a reserved place, because it may have to wait for lanes that are still to be admitted.
+
+Beside that, which is about safety, a panorama starts only when there is room for as many lanes as it holds when nobody
+stands in its way (`Plan.mean_resident`), or if nobody else is under way. Panoramas that share too few places hold lanes
+that wait for each other, and all end late; one after another they end as early as they can. No panorama counts for more
+than half of the places in this, so that a large one does not keep everybody out. Pure Python.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ class Holding:
     lane_blocks: int
     guaranteed: int  # lanes that may always be held at once
     remaining: int  # lanes not released yet
+    usual: int  # lanes that it holds when nobody stands in its way, as far as that is others' concern
     held: int = 0
     ahead: int = 0  # of those held: how many come, in the plan's order, behind one that is not admitted yet
 
@@ -26,6 +32,11 @@ class Holding:
     def reserved(self) -> int:
         """Lanes still reserved on top of those held."""
         return max(0, min(self.guaranteed, self.remaining - self.ahead) - (self.held - self.ahead))
+
+    @property
+    def share(self) -> int:
+        """Lanes that those who would like to start leave to it."""
+        return max(self.held + self.reserved, min(self.usual, self.remaining))
 
 
 class Admission:
@@ -45,10 +56,19 @@ class Admission:
         seats = sum(h.held + h.reserved for h in self.holdings.values())
         return blocks <= self.blocks and seats <= self.seats
 
-    def begin(self, panorama: str, lane_blocks: int, guaranteed: int, lanes: int) -> bool:
-        """Reserve what `panorama` needs to finish; False, and nothing changed, if it must wait."""
-        self.holdings[panorama] = Holding(lane_blocks, guaranteed, lanes)
-        if self._fits():
+    def _leaves_room(self) -> bool:
+        """Whether every panorama could have its share now."""
+        blocks = sum(h.share * h.lane_blocks for h in self.holdings.values())
+        return blocks <= self.blocks and sum(h.share for h in self.holdings.values()) <= self.seats
+
+    def begin(self, panorama: str, lane_blocks: int, guaranteed: int, lanes: int, usual: int) -> bool:
+        """Reserve what `panorama` needs to finish; False, and nothing changed, if it must wait.
+
+        usual: how many of its lanes hold KV at once when nobody stands in its way.
+        """
+        half = min(self.seats, self.blocks // lane_blocks) // 2
+        self.holdings[panorama] = Holding(lane_blocks, guaranteed, lanes, min(usual, half))
+        if self._fits() and (len(self.holdings) == 1 or self._leaves_room()):
             return True
         del self.holdings[panorama]
         return False

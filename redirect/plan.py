@@ -18,6 +18,7 @@ Which lanes a panorama has is layout.py's business. Pure Python: no torch, no vL
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -149,6 +150,21 @@ class Plan:
             most = max(most, held)
             held -= freed[lane.index]
         return most
+
+    @property
+    def mean_resident(self) -> int:
+        """About how many lanes hold KV at once, in the mean over a run that nothing holds up.
+
+        A lane lives for a step a code of its window, and the next one in its band begins when it has drawn a row;
+        bands follow each other, since a lane needs the last rows of the one above it.
+        """
+        if not self.lanes:
+            return 0
+        codes = self.grid.codes
+        band = len({lane.column for lane in self.lanes})
+        drawn = sum(s.length for lane in self.lanes for s in lane.segments if isinstance(s, Draw))
+        row = drawn / (len(self.lanes) * self.grid.side)  # codes that a lane draws in a row
+        return math.ceil(band * codes / (codes + (band - 1) * row))
 
 
 def copy_parents(lane: Lane) -> set[int]:

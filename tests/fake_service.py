@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 from tiny_folder import TINY_CONFIG
@@ -49,7 +50,7 @@ class FakeClient:
         self.vllm_config = SimpleNamespace(
             cache_config=SimpleNamespace(block_size=32, num_gpu_blocks=1000),
             scheduler_config=SimpleNamespace(max_num_seqs=16),
-            model_config=SimpleNamespace(hf_config=SimpleNamespace(streams=2)),
+            model_config=SimpleNamespace(dtype=torch.float32, hf_config=SimpleNamespace(streams=2)),
         )
 
     async def generate(self, prompt: Any, params: Any, request_id: str, *, priority: int = 0) -> AsyncGenerator[Any]:

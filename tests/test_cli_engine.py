@@ -27,7 +27,7 @@ def test_a_prompt_becomes_a_picture_that_can_be_drawn_again(tmp_path: Path) -> N
     model = describe(open_folder(None))
     crop, columns = model["crop_pixels"], 2 * model["grid"]
     out, again = tmp_path / "out.png", tmp_path / "again.png"
-    settings = ("--size", f"{2 * crop}x{crop}", "--seed", 7, "--dtype", "float32", "--json")
+    settings = ("--size", f"{2 * crop}x{crop}", "--seed", 7, "--json")
     first = panoserve("generate", "a red sunset over the sea", *settings, "-o", out)
     assert first.returncode == 0, first.stderr
     answer: dict[str, Any] = json.loads(first.stdout)

@@ -7,8 +7,8 @@ import pytest
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.errors import InvalidRequestError
 from panoserve.redirect.layout import canvas_plan
-from panoserve.redirect.plan import CONTEXTS, Copy, Draw, Feed, Plan, lane_seed, turns_of
-from panoserve.redirect.simulate import predict
+from panoserve.redirect.plan import CONTEXTS, Context, Copy, Draw, Feed, Plan, lane_seed, turns_of
+from panoserve.redirect.simulate import play, predict
 
 
 def plan_of(side: int, width: int, stride: int, context: str) -> Plan:
@@ -59,6 +59,20 @@ def test_residency() -> None:
     assert plan_of(16, 76, 12, "reuse").min_resident == 2
     assert plan_of(16, 76, 12, "recompute").min_resident == 1
     assert plan_of(16, 64, 16, "reuse").min_resident == 1
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(
+    ("rows", "columns", "stride"), [(8, 8, 6), (8, 20, 6), (8, 80, 6), (8, 40, 2), (26, 8, 6), (14, 38, 6)]
+)
+def test_mean_residency_is_about_that_of_a_run(context: Context, rows: int, columns: int, stride: int) -> None:
+    plan = canvas_plan(Canvas(rows, columns), Grid(8, 16), stride, context)
+    held = [
+        sum((lane.running or lane.turn > 0) and not lane.released for lane in step.progress.lanes)
+        for step in play(plan)
+    ]
+    mean = sum(held) / len(held)
+    assert mean - 1 < plan.mean_resident < mean + 1.5 and plan.mean_resident <= len(plan.lanes)
 
 
 def test_lane_seeds_differ_and_repeat() -> None:
