@@ -14,6 +14,7 @@ than half of the places in this, so that a large one does not keep everybody out
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -50,16 +51,14 @@ class Admission:
     def can_ever_hold(self, lane_blocks: int, lanes: int) -> bool:
         return lanes <= self.seats and lanes * lane_blocks <= self.blocks
 
+    def _holds(self, lanes: Callable[[Holding], int]) -> bool:
+        """Whether so many lanes of every panorama fit together."""
+        counts = [(lanes(holding), holding.lane_blocks) for holding in self.holdings.values()]
+        return sum(n for n, _ in counts) <= self.seats and sum(n * blocks for n, blocks in counts) <= self.blocks
+
     def _fits(self) -> bool:
         """Whether everything held and reserved now fits."""
-        blocks = sum((h.held + h.reserved) * h.lane_blocks for h in self.holdings.values())
-        seats = sum(h.held + h.reserved for h in self.holdings.values())
-        return blocks <= self.blocks and seats <= self.seats
-
-    def _leaves_room(self) -> bool:
-        """Whether every panorama could have its share now."""
-        blocks = sum(h.share * h.lane_blocks for h in self.holdings.values())
-        return blocks <= self.blocks and sum(h.share for h in self.holdings.values()) <= self.seats
+        return self._holds(lambda holding: holding.held + holding.reserved)
 
     def begin(self, panorama: str, lane_blocks: int, guaranteed: int, lanes: int, usual: int) -> bool:
         """Reserve what `panorama` needs to finish; False, and nothing changed, if it must wait.
@@ -68,7 +67,7 @@ class Admission:
         """
         half = min(self.seats, self.blocks // lane_blocks) // 2
         self.holdings[panorama] = Holding(lane_blocks, guaranteed, lanes, min(usual, half))
-        if self._fits() and (len(self.holdings) == 1 or self._leaves_room()):
+        if self._fits() and (len(self.holdings) == 1 or self._holds(lambda holding: holding.share)):
             return True
         del self.holdings[panorama]
         return False

@@ -35,6 +35,8 @@ class PanoramaState:
         self.request = request
         self.args = args
         self.plan = plan_of(args, grid)
+        # Kept, because the first one that waits is asked for them in every step:
+        self.min_resident, self.mean_resident = self.plan.min_resident, self.plan.mean_resident
         self.progress = Progress(self.plan, args.given)
         self.features = list(request.mm_features)  # one caption per condition; none with classes
         ids = list(request.prompt_token_ids or [])

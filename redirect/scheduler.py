@@ -186,8 +186,8 @@ class RedirectMixin(Scheduler):
                     self._start_turn(panorama, lane)
 
     def _begin(self, panorama: PanoramaState) -> bool:
-        blocks, plan = panorama.lane_blocks(self.block_size), panorama.plan
-        if not self._admission.begin(panorama.id, blocks, plan.min_resident, len(plan.lanes), plan.mean_resident):
+        blocks, lanes = panorama.lane_blocks(self.block_size), len(panorama.plan.lanes)
+        if not self._admission.begin(panorama.id, blocks, panorama.min_resident, lanes, panorama.mean_resident):
             return False
         self._panoramas[panorama.id] = panorama
         return True
