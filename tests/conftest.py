@@ -57,3 +57,37 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     flags = ("--max-lanes", "16", "--max-queue-codes", "16384", "--dtype", "float32")
     with running_server(write_tiny_folder(folder / "tiny"), folder / "server.log", *flags) as running:
         yield running
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run a command with FakeEngine as its engine; returns (exit code, stdout, stderr)."""
+    from fake_drawing import FakeEngine, run_command
+
+    import panoserve
+
+    monkeypatch.setitem(vars(panoserve), "Engine", FakeEngine)  # the real one would import vLLM
+    monkeypatch.setattr(FakeEngine, "started", [])
+    monkeypatch.setattr(FakeEngine, "raises", None)
+    monkeypatch.setattr(FakeEngine, "truncates", False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return run_command(capfd, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    """A model folder of a caption model for FakeEngine."""
+    from fake_drawing import CAPTION, write_folder
+
+    return write_folder(tmp_path / "captions", CAPTION)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """A model folder of a class model for FakeEngine."""
+    from fake_drawing import CLASS, write_folder
+
+    return write_folder(tmp_path / "classes", CLASS)

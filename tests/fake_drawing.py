@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ SHAPE: dict[str, Any] = {
     "grid_side": 4,
     "downsample": 8,
 }
+Run = Callable[..., tuple[int, str, str]]  # what the fixture `run` gives
 CLASS = ModelConfig(**SHAPE, condition="class", num_classes=10)
 CAPTION = ModelConfig(**SHAPE, condition="caption", caption_dim=6, caption_length=5)
 

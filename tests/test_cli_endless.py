@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from fake_drawing import CAPTION, CLASS, FakeEngine, run_command, write_folder
+from fake_drawing import CAPTION, CLASS, FakeEngine, Run, run_command, write_folder
 from PIL import Image
 from vq_weights import TINY_VQ, filled_vq
 
@@ -26,7 +26,6 @@ from panoserve.endless_folder import EndlessFolder, read_state
 from panoserve.serve.endless import Endless, Frontier
 
 VQ = filled_vq(replace(TINY_VQ, channel_multipliers=(1, 1, 1, 1), codebook_size=64, norm_groups=1))
-Run = Callable[..., tuple[int, str, str]]
 
 
 class EndlessEngine(FakeEngine):

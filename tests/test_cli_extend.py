@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_drawing import CAPTION, CLASS, FakeEngine, run_command, write_folder
+from fake_drawing import CAPTION, CLASS, FakeEngine, Run, run_command, write_folder
 from PIL import Image
 
 import panoserve
 from panoserve.cli_record import read_record
 from panoserve.vq.images import MAX_PICTURE
 
-Run = Callable[..., tuple[int, str, str]]
 CROP = CAPTION.grid.crop_pixels
 
 

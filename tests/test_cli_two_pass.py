@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_drawing import CAPTION, CLASS, FakeEngine, run_command, write_folder
+from fake_drawing import CAPTION, CLASS, FakeEngine, Run, run_command, write_folder
 
 import panoserve
 from panoserve.cli_record import read_record
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
