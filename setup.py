@@ -17,7 +17,7 @@ packages = list(package_dir) + [f"panoserve.{f}.{sub}" for f in FOLDERS for sub 
 native = Extension(
     "panoserve.kernels._native",
     sorted(glob("kernels/native/*.c")),
-    depends=["kernels/native/native.h"],
+    depends=sorted(glob("kernels/native/*.h")),
     extra_compile_args=["-O3", "-fopenmp"],
     extra_link_args=["-fopenmp"],
     py_limited_api=True,

@@ -125,7 +125,9 @@ def write_png(image: Image.Image, path: Path, record: DrawRecord) -> None:
     """Write the picture with its record, atomically; makes the folder when it is missing."""
     from PIL.PngImagePlugin import PngInfo
 
+    from panoserve.vq.images import PNG_LEVEL
+
     info = PngInfo()
     for key, text in record.to_chunks().items():
         info.add_itxt(key, text)
-    write_atomically(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+    write_atomically(path, lambda file: image.save(file, format="PNG", compress_level=PNG_LEVEL, pnginfo=info))

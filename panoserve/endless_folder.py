@@ -90,7 +90,7 @@ class EndlessFolder:
                 raise InvalidRequestError(f"tile {path} cannot be read: {error}; it is needed to go on") from None
 
     def add(self, tile: Image.Image) -> None:
-        write_atomically(self._tile(self.tiles), lambda file: tile.save(file, format="PNG"))
+        _write_png(tile, self._tile(self.tiles))
         self._count(tile)
 
     def save(self, state: State) -> None:
@@ -101,8 +101,7 @@ class EndlessFolder:
 
     def save_preview(self) -> None:
         if self._preview:
-            preview = self._joined()
-            write_atomically(self.path / "preview.png", lambda file: preview.save(file, format="PNG"))
+            _write_png(self._joined(), self.path / "preview.png")
 
     def _tile(self, index: int) -> Path:
         return self.path / f"tile-{index:05d}.png"
@@ -175,3 +174,9 @@ class TileWriter:
         dim = self.files.axis + 1
         room = pixels.shape[dim] if self.limit is None else self.limit - self.files.pixels
         self.files.add(to_pil(pixels.narrow(dim, 0, min(room, pixels.shape[dim]))))
+
+
+def _write_png(picture: Image.Image, path: Path) -> None:
+    from panoserve.vq.images import PNG_LEVEL
+
+    write_atomically(path, lambda file: picture.save(file, format="PNG", compress_level=PNG_LEVEL))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoserve.kernels.group_norm_silu import group_norm_silu
 from panoserve.vq.attention import attend
 
 NORM_EPS = 1e-6
@@ -25,6 +26,11 @@ def convolve(conv: nn.Conv2d, x: Tensor, around: bool) -> Tensor:
     return F.conv2d(F.pad(x, (1, 1, 0, 0), mode="circular"), conv.weight, conv.bias, padding=(1, 0))
 
 
+def normed_swish(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """What stands before a convolution: x [B, C, H, W] normalised, then swish."""
+    return group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
 class ResBlock(nn.Module):
     """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1 convolution where the width changes)."""
 
@@ -38,8 +44,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, around: bool = False) -> Tensor:
         """x [B, inputs, H, W] -> [B, outputs, H, W]; `around` as in `convolve`."""
-        h = convolve(self.conv1, F.silu(self.norm1(x)), around)
-        h = convolve(self.conv2, F.silu(self.norm2(h)), around)
+        h = convolve(self.conv1, normed_swish(self.norm1, x), around)
+        h = convolve(self.conv2, normed_swish(self.norm2, h), around)
         return self.shortcut(x) + h
 
     def shortcut(self, x: Tensor) -> Tensor:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoserve.errors import InvalidRequestError
 from panoserve.vq.config import VQConfig
-from panoserve.vq.layers import AttnBlock, Downsample, Level, ResBlock, Upsample, conv3x3, convolve, group_norm
+from panoserve.vq.layers import (
+    AttnBlock,
+    Downsample,
+    Level,
+    ResBlock,
+    Upsample,
+    conv3x3,
+    convolve,
+    group_norm,
+    normed_swish,
+)
 from panoserve.vq.quantizer import VectorQuantizer
 
 
@@ -41,7 +50,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in (*self.conv_blocks, *self.mid):
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(normed_swish(self.norm_out, x))
 
 
 class Decoder(nn.Module):
@@ -71,7 +80,7 @@ class Decoder(nn.Module):
         x = convolve(self.conv_in, z, around)
         for block in (*self.mid, *self.conv_blocks):
             x = block(x, around)
-        return convolve(self.conv_out, F.silu(self.norm_out(x)), around)
+        return convolve(self.conv_out, normed_swish(self.norm_out, x), around)
 
 
 class VQModel(nn.Module):

@@ -5,34 +5,9 @@
  */
 #include "native.h"
 
+#include "arithmetic.h"
+
 #include <math.h>
-#include <string.h>
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define VECTORISED
-#endif
-
-#define WORTH_A_THREAD 16384 /* elements: below, waking a thread costs more than it saves */
-
-static inline float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline uint32_t to_bits(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-/* The bits of the nearest bfloat16, ties to even, in the upper half. NaN stays NaN only if its upper half is. */
-static inline uint32_t rounded(float value) {
-    uint32_t bits = to_bits(value);
-    return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
-}
 
 /* One head: pairs (a, b) of neighbouring dimensions turned by (cos, sin); those behind the rotated ones are copied. */
 VECTORISED static void turn_head(const bf16 *restrict from, const float *restrict rope, bf16 *restrict to, long head_dim,
@@ -63,23 +38,12 @@ void rope_split(const bf16 *qkv, const float *rope, bf16 *q, bf16 *k, bf16 *v, l
     }
 }
 
-/* exp(x) to within 2 units in the last place for -87 <= x <= 88: 2^n * 2^f, f in [-0.5, 0.5], by its Taylor series. */
-static inline float exponential(float x) {
-    float scaled = x * 1.44269504f, shifted = scaled + 12582912.0f; /* 1.5 * 2^23: rounds to a whole number */
-    float whole = shifted - 12582912.0f;
-    float f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts */
-    float p = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
-    return p * from_bits((uint32_t)((int32_t)whole + 127) << 23);
-}
-
 VECTORISED static void silu_and_mul_row(const bf16 *restrict gate, const bf16 *restrict up, bf16 *restrict y,
                                         long columns) {
 #pragma GCC ivdep
     for (long i = 0; i < columns; i++) {
         float g = from_bits((uint32_t)gate[i] << 16), u = from_bits((uint32_t)up[i] << 16);
-        g = g < -87.0f ? -87.0f : g; /* silu(-87) is -1e-36 */
-        float silu = g / (1.0f + exponential(g > 87.0f ? -87.0f : -g));
-        y[i] = rounded(from_bits(rounded(silu)) * u) >> 16;
+        y[i] = rounded(from_bits(rounded(silu(g))) * u) >> 16;
     }
 }
 

@@ -114,6 +114,19 @@ static PyObject *py_mask_below_top_k(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_group_norm_silu(PyObject *module, PyObject *arguments) {
+    address x, weight, bias, y;
+    long positions, channels, groups;
+    float epsilon;
+    if (!PyArg_ParseTuple(arguments, "KKKKlllf", &x, &weight, &bias, &y, &positions, &channels, &groups, &epsilon))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    group_norm_silu((const bf16 *)x, (const bf16 *)weight, (const bf16 *)bias, (bf16 *)y, positions, channels, groups,
+                    epsilon);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"packed_linear", py_packed_linear, METH_VARARGS, "packed_linear(x, packed, y, scratch, rows, outputs, inputs)"},
     {"rope_split", py_rope_split, METH_VARARGS,
@@ -127,6 +140,8 @@ static PyMethodDef methods[] = {
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, weight, y, rows, columns, epsilon)"},
     {"add_rms_norm", py_add_rms_norm, METH_VARARGS, "add_rms_norm(x, residual, weight, rows, columns, epsilon)"},
     {"decode_layers", py_decode_layers, METH_VARARGS, "decode_layers(layers, step)"},
+    {"group_norm_silu", py_group_norm_silu, METH_VARARGS,
+     "group_norm_silu(x, weight, bias, y, positions, channels, groups, epsilon)"},
     {"mask_below_top_k", py_mask_below_top_k, METH_VARARGS, "mask_below_top_k(logits, k, scratch, rows, columns)"},
     {NULL, NULL, 0, NULL},
 };

@@ -4,6 +4,10 @@
 
 typedef uint16_t bf16;
 
+/* The most that group_norm_silu takes. */
+#define GROUP_NORM_CHANNELS 1024
+#define GROUP_NORM_GROUPS 64
+
 /* Whether this compiler and platform have the instructions. */
 extern const int packed_linear_built;
 extern const int decode_attention_built;
@@ -40,4 +44,6 @@ typedef struct {
 } decode_step;
 
 void decode_layers(const decode_layer *layers, long count, const decode_step *step);
+void group_norm_silu(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *y, long positions, long channels,
+                     long groups, float epsilon);
 void mask_below_top_k(float *logits, const int64_t *k, uint32_t *scratch, long rows, long columns);

@@ -21,7 +21,7 @@ from panoserve.serve.http.fields import Output
 from panoserve.serve.http.metrics import Metrics
 from panoserve.serve.work import UNPAINTED, Decoded, Pixels, Round, Work, encoder
 from panoserve.vq.endless import decode_windows
-from panoserve.vq.images import to_pil
+from panoserve.vq.images import PNG_LEVEL, to_pil
 from panoserve.vq.tiled import decode_tiled
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def encoded(pixels: Pixels, output: Output) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    options = {} if output.output_format == "png" else {"quality": output.output_compression}
+    png = output.output_format == "png"
+    options = {"compress_level": PNG_LEVEL} if png else {"quality": output.output_compression}
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, format=output.output_format.upper(), **options)
     return file.getvalue()
