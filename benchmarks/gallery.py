@@ -73,14 +73,14 @@ KINDS = (
     Kind("both", "Larger than a crop both ways", 4, 1.5, {}),
     Kind(
         "prompts",
-        "Prompts along the panorama: noon, sunset, night, blended, at a stride of a quarter of a crop",
+        "Prompts along the panorama: noon, sunset, night, blended, at a stride of a sixth of a crop",
         6,
         1,
         {
-            "stride": 6,
+            "stride": 4,
             "prompt": "the sea at noon",
             "prompts": [{"prompt": "the sea at sunset", "left": 0.35}, {"prompt": "the sea at night", "left": 0.7}],
-            "blend": 0.3,
+            "blend": 0.33,
         },
     ),
 )
