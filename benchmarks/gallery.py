@@ -2,8 +2,8 @@
 
     python -m panoserve.benchmarks.gallery -o docs/gallery [--pictures 8] [--photo FILE]
 
-Of each kind several pictures are drawn, of different prompts and seeds; the first is kept, and the seam ratio
-(seams.py) is that of all together. README.md in the folder shows both. Takes some minutes. A photograph, by default
+Of each kind several pictures are drawn, of different prompts and seeds; one is kept, and the seam ratio (seams.py)
+is that of all together. README.md in the folder shows both. Takes some minutes. A photograph, by default
 the one that lies in the folder, is shown with what was drawn to its left and right.
 """
 
@@ -44,12 +44,13 @@ PHOTO_PROMPT, PHOTO_SEED = "a mountain lake under a cloudy sky", 1
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of panorama: its fields of PanoramaRequest, lengths in crops."""
+    """A kind of panorama: its fields of PanoramaRequest, lengths in crops, and which of its pictures is shown."""
 
     name: str
     caption: str
     width: float
     height: float
+    shown: int
     fields: dict[str, Any]
 
     def request(self, grid: Grid, number: int) -> PanoramaRequest:
@@ -66,16 +67,17 @@ class Kind:
 
 
 KINDS = (
-    Kind("horizontal", "Six crops wide, at the default stride of three quarters of a crop", 6, 1, {}),
-    Kind("narrow-stride", "The same with a stride of a third of a crop", 6, 1, {"stride": 8}),
-    Kind("loop", "A loop: the right edge continues at the left one", 6, 1, {"loop": True}),
-    Kind("vertical", "Two crops tall", 1, 2, {}),
-    Kind("both", "Larger than a crop both ways", 4, 1.5, {}),
+    Kind("horizontal", "Six crops wide, at the default stride of three quarters of a crop", 6, 1, 0, {}),
+    Kind("narrow-stride", "The same with a stride of a third of a crop", 6, 1, 4, {"stride": 8}),
+    Kind("loop", "A loop: the right edge continues at the left one", 6, 1, 3, {"loop": True}),
+    Kind("vertical", "Two crops tall", 1, 2, 4, {}),
+    Kind("both", "Larger than a crop both ways", 4, 1.5, 1, {}),
     Kind(
         "prompts",
         "Prompts along the panorama: noon, sunset, night, blended, at a stride of a sixth of a crop",
         6,
         1,
+        0,
         {
             "stride": 4,
             "prompt": "the sea at noon",
@@ -87,7 +89,7 @@ KINDS = (
 
 
 def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple[str, int], Steps]]:
-    """The first picture (PIL) of each kind, and of each kind and axis the steps of all of its pictures.
+    """The picture (PIL) of each kind that is shown, and of each kind and axis the steps of all of its pictures.
 
     The photograph, a crop high, with a crop drawn on both of its sides, is the last picture.
     """
@@ -96,13 +98,15 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple
     from panoserve import Engine
     from panoserve.serve.extend import Sides, extend_picture
 
-    first: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     steps: dict[tuple[str, int], Steps] = {}
     with Engine(open_folder(None).path, dtype="bfloat16") as engine:
         grid = engine.config.grid
-        requests = [(kind, kind.request(grid, number)) for kind in KINDS for number in range(pictures)]
-        for (kind, _), panorama in zip(requests, engine.generate([r for _, r in requests]), strict=True):
-            first.setdefault(kind.name, panorama.image)
+        numbered = [(kind, number) for kind in KINDS for number in range(pictures)]
+        requests = [kind.request(grid, number) for kind, number in numbered]
+        for (kind, number), panorama in zip(numbered, engine.generate(requests), strict=True):
+            if number == kind.shown:
+                kept[kind.name] = panorama.image
             plan = plan_of(panorama.request.engine_args(engine.config), grid)
             for axis in (0, 1):
                 seen = seam_steps(np.asarray(panorama.image), plan, axis, panorama.request.loop)
@@ -113,8 +117,8 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple
                 (opened.width * side // opened.height, side), Image.Resampling.LANCZOS
             )
         request = PanoramaRequest(prompt=PHOTO_PROMPT, seed=PHOTO_SEED)
-        first["extended"] = extend_picture(engine, picture, Sides(left=side, right=side), request).image
-    return first, steps
+        kept["extended"] = extend_picture(engine, picture, Sides(left=side, right=side), request).image
+    return kept, steps
 
 
 def shown(steps: Steps) -> str:
@@ -139,6 +143,8 @@ def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
     ]
     for kind in KINDS:
         lines += ["", f"## {kind.caption}", "", f"![{kind.caption}]({kind.name}.jpg)"]
+        if "prompt" not in kind.fields:
+            lines += ["", f"*{PROMPTS[kind.shown]}*"]
     lines += [
         "",
         "## A photograph, extended",
@@ -155,9 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m panoserve.benchmarks.gallery", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pictures", type=int, default=8, help="of each kind, for the seam ratio")
+    parser.add_argument("--pictures", type=int, default=8, help="of each kind, for the seam ratio; at least 8")
     parser.add_argument("--photo", type=Path, metavar="FILE", help=f"to extend (default: {PHOTO} in DIR)")
     arguments = parser.parse_args(argv)
+    if arguments.pictures < len(PROMPTS):
+        parser.error(f"--pictures is {arguments.pictures}, expected {len(PROMPTS)} at least, one of every prompt")
     images, steps = draw_gallery(arguments.pictures, arguments.photo or arguments.output / PHOTO)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
