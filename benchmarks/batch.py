@@ -14,14 +14,14 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from panoserve.benchmarks.machine import describe, load_average
+from panoserve.benchmarks.machine import StolenTime, describe, load_average
 from panoserve.benchmarks.results import Result, append_result, markdown, measured_on
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One repeat: codes per second without and with pictures."""
+    """One repeat: codes per second without and with pictures, and what the host stole meanwhile (machine.py)."""
 
     raw: float
     batch: float
+    stolen: tuple[float, float]
 
 
 def draw_raw(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
@@ -62,6 +63,14 @@ def draw_pictures(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
         return done.seconds
 
 
+def timed(
+    draw: Callable[[Engine, Sequence[PanoramaRequest]], float], engine: Engine, requests: Sequence[PanoramaRequest]
+) -> tuple[float, float]:
+    """Seconds of one way of drawing, and the share of processor time stolen meanwhile."""
+    stolen = StolenTime()
+    return draw(engine, requests), stolen.share()
+
+
 def measure(options: argparse.Namespace) -> Result:
     from panoserve.benchmarks.quality import subjects
     from panoserve.serve.engine import Engine
@@ -77,8 +86,12 @@ def measure(options: argparse.Namespace) -> Result:
         codes = sum(canvas.rows * canvas.columns for canvas in (request.canvas(engine.config) for request in requests))
         draw_pictures(engine, requests[:2])  # loads the decoder, and what a first drawing sets up
         for _ in range(options.repeat):
-            pairs.append(Pair(codes / draw_raw(engine, requests), codes / draw_pictures(engine, requests)))
-            print(f"raw {pairs[-1].raw:.1f} codes/s, batch {pairs[-1].batch:.1f}", file=sys.stderr, flush=True)
+            (raw, raw_stolen), (batch, batch_stolen) = (
+                timed(draw, engine, requests) for draw in (draw_raw, draw_pictures)
+            )
+            pairs.append(Pair(codes / raw, codes / batch, (raw_stolen, batch_stolen)))
+            rates = f"raw {pairs[-1].raw:.1f} codes/s, batch {pairs[-1].batch:.1f}"
+            print(f"{rates}; stolen {raw_stolen:.0%}, {batch_stolen:.0%}", file=sys.stderr, flush=True)
     return {
         "benchmark": "batch",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -89,6 +102,7 @@ def measure(options: argparse.Namespace) -> Result:
         },
         "raw": [round(pair.raw, 1) for pair in pairs],
         "batch": [round(pair.batch, 1) for pair in pairs],
+        "stolen": [pair.stolen for pair in pairs],
     }  # fmt: skip
 
 
@@ -96,7 +110,10 @@ def table(result: Result) -> str:
     """The result for people (Markdown); the ratio is the median of the repeats' own."""
     workload = result["workload"]
     ratio = statistics.median(batch / raw for raw, batch in zip(result["raw"], result["batch"], strict=True))
-    head = f"Workload: model {workload['model']}, {workload['jobs']} jobs, {workload['size']}; load {result['load']}  "
+    shares = [share for pair in result.get("stolen", ()) for share in pair]
+    stolen = f"; stolen by the host: {min(shares):.0%} to {max(shares):.0%}" if shares else ""
+    what = f"model {workload['model']}, {workload['jobs']} jobs, {workload['size']}"
+    head = f"Workload: {what}; load {result['load']}{stolen}  "
     rows = [
         ["codes alone", f"{statistics.median(result['raw']):,.1f}", ", ".join(map(str, result["raw"])), "1"],
         ["batch", f"{statistics.median(result['batch']):,.1f}", ", ".join(map(str, result["batch"])), f"{ratio:.2f}"],

@@ -36,6 +36,26 @@ def load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
+class StolenTime:
+    """The share of busy processor time that a virtual machine's host gave to others: noise that no load shows."""
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def share(self) -> float:
+        """Since this was made, 0 to 1; 0 where the kernel does not say."""
+        stolen, used = (now - before for now, before in zip(_processor_seconds(), self._before, strict=True))
+        return round(stolen / (stolen + used), 3) if stolen else 0.0
+
+
+def _processor_seconds() -> tuple[float, float]:
+    """Of all processors since the machine started: seconds stolen, seconds used."""
+    import psutil
+
+    times = psutil.cpu_times()
+    return getattr(times, "steal", 0.0), times.user + times.system
+
+
 def resident_mib() -> float:
     """Memory that this process holds now, in MiB."""
     import psutil

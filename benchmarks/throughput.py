@@ -35,7 +35,7 @@ from panoserve.benchmarks.baseline import (
 from panoserve.benchmarks.breakdown import parts_timed
 from panoserve.benchmarks.ceilings import Ceilings, kv_bytes_per_slot, panorama_work, read_weights, slots_read
 from panoserve.benchmarks.crops import draw_crops
-from panoserve.benchmarks.machine import describe, load_average, resident_mib
+from panoserve.benchmarks.machine import StolenTime, describe, load_average, resident_mib
 from panoserve.benchmarks.results import Result, append_result
 from panoserve.benchmarks.throughput_report import table
 from panoserve.benchmarks.workload import Order, Task, Workload, caption, parse
@@ -57,6 +57,7 @@ class Run:
     baseline_step: float  # seconds of one sequential step of one panorama
     batched_step: float  # seconds of one sequential step of all panoramas as one batch
     load: float
+    stolen: float  # share of processor time that the host took while the engine drew
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def measure(workload: Workload, report: Callable[[str], None]) -> Result:
                     runs.setdefault(task, []).append(run)
                     report(
                         f"repeat {repeat + 1}: {_name(task)}: {run.drawn / run.seconds:.1f} codes/s in "
-                        f"{run.seconds:.1f} s; sequential step {run.baseline_step * 1e3:.1f} ms; load {run.load}"
+                        f"{run.seconds:.1f} s; sequential step {run.baseline_step * 1e3:.1f} ms; "
+                        f"load {run.load}, stolen {run.stolen:.0%}"
                     )
             if workload.breakdown:
                 parts = {task: _breakdown(engine, workload, task) for task in tasks}
@@ -156,7 +158,7 @@ def _run(engine: Engine, workload: Workload, task: Task, samplers: dict[int, Seq
     baseline_step = measure_step(samplers[1])
     batched_step = measure_step(samplers[task.panoramas]) if task.panoramas > 1 else baseline_step
     steps_before = engine.steps
-    start = perf_counter()
+    stolen, start = StolenTime(), perf_counter()
     panoramas = _draw(engine, workload, task)
     seconds = perf_counter() - start
     return Run(
@@ -168,6 +170,7 @@ def _run(engine: Engine, workload: Workload, task: Task, samplers: dict[int, Seq
         baseline_step=baseline_step,
         batched_step=batched_step,
         load=load_average(),
+        stolen=stolen.share(),
     )
 
 

@@ -50,7 +50,9 @@ def heading(result: Result) -> str:
 
 def loads(result: Result) -> str:
     values = [run["load"] for case in result["cases"] for run in case["runs"]]
-    return f"{min(values):.1f} to {max(values):.1f}"
+    stolen = [run["stolen"] for case in result["cases"] for run in case["runs"] if "stolen" in run]
+    by_host = f", stolen by the host: {min(stolen):.0%} to {max(stolen):.0%}" if stolen else ""
+    return f"{min(values):.1f} to {max(values):.1f}{by_host}"
 
 
 def rate(case: Case) -> str:

@@ -31,6 +31,7 @@ from panoserve.benchmarks.ceilings import (
     read_weights,
     slots_read,
 )
+from panoserve.benchmarks.machine import StolenTime
 from panoserve.benchmarks.workload import Task, Workload, parse
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.configs.model import ModelConfig
@@ -288,3 +289,10 @@ def test_captions_have_the_rows_that_were_asked_for() -> None:
     assert [request.resolve(workload.config).features.shape for request in requests] == [(7, 2048)] * 2  # type: ignore[union-attr]
     assert not requests[0].features.equal(requests[1].features)  # type: ignore[union-attr, arg-type]
     assert workload.prefix_rows == 7
+
+
+def test_stolen_time_is_a_share_of_what_was_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([(10.0, 100.0), (12.0, 106.0), (10.0, 100.0), (10.0, 107.0)])
+    monkeypatch.setattr("panoserve.benchmarks.machine._processor_seconds", lambda: next(seconds))
+    assert StolenTime().share() == 0.25
+    assert StolenTime().share() == 0
