@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from panoserve.benchmarks.machine import StolenTime, describe, load_average
-from panoserve.benchmarks.results import Result, append_result, markdown, measured_on
+from panoserve.benchmarks.results import Result, append_result, markdown, measured_on, stolen_by_host
 
 if TYPE_CHECKING:
     from panoserve.serve.engine import Engine
@@ -111,9 +111,8 @@ def table(result: Result) -> str:
     workload = result["workload"]
     ratio = statistics.median(batch / raw for raw, batch in zip(result["raw"], result["batch"], strict=True))
     shares = [share for pair in result.get("stolen", ()) for share in pair]
-    stolen = f"; stolen by the host: {min(shares):.0%} to {max(shares):.0%}" if shares else ""
     what = f"model {workload['model']}, {workload['jobs']} jobs, {workload['size']}"
-    head = f"Workload: {what}; load {result['load']}{stolen}  "
+    head = f"Workload: {what}; load {result['load']}{stolen_by_host(shares)}  "
     rows = [
         ["codes alone", f"{statistics.median(result['raw']):,.1f}", ", ".join(map(str, result["raw"])), "1"],
         ["batch", f"{statistics.median(result['batch']):,.1f}", ", ".join(map(str, result["batch"])), f"{ratio:.2f}"],

@@ -68,7 +68,7 @@ class Kind:
 
 KINDS = (
     Kind("horizontal", "Six crops wide, at the default stride of three quarters of a crop", 6, 1, 0, {}),
-    Kind("narrow-stride", "The same with a stride of a third of a crop", 6, 1, 4, {"stride": 8}),
+    Kind("narrow-stride", "Six crops wide, at a stride of a third of a crop", 6, 1, 4, {"stride": 8}),
     Kind("loop", "A loop: the right edge continues at the left one", 6, 1, 3, {"loop": True}),
     Kind("vertical", "Two crops tall", 1, 2, 4, {}),
     Kind("both", "Larger than a crop both ways", 4, 1.5, 1, {}),

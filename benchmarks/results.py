@@ -65,6 +65,11 @@ def measured_on(result: Result) -> str:
     )
 
 
+def stolen_by_host(shares: list[float]) -> str:
+    """What a virtual machine's host stole from the runs (machine.StolenTime); nothing for results that do not say."""
+    return f"; stolen by the host: {min(shares):.0%} to {max(shares):.0%}" if shares else ""
+
+
 def markdown(header: list[str], rows: list[list[str]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns are text, the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(header) - left)

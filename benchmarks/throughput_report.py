@@ -8,7 +8,7 @@ from typing import Any
 from panoserve.benchmarks.breakdown import PARTS
 from panoserve.benchmarks.charts import BarChart, Chart, Line, LineChart
 from panoserve.benchmarks.report import Block
-from panoserve.benchmarks.results import Result, latest, markdown, measured_on
+from panoserve.benchmarks.results import Result, latest, markdown, measured_on, stolen_by_host
 
 Case = dict[str, Any]
 WORKLOAD = ("model_shape", "condition", "caption_rows", "grid", "strides", "crops", "widths", "panoramas", "contexts",
@@ -51,8 +51,7 @@ def heading(result: Result) -> str:
 def loads(result: Result) -> str:
     values = [run["load"] for case in result["cases"] for run in case["runs"]]
     stolen = [run["stolen"] for case in result["cases"] for run in case["runs"] if "stolen" in run]
-    by_host = f", stolen by the host: {min(stolen):.0%} to {max(stolen):.0%}" if stolen else ""
-    return f"{min(values):.1f} to {max(values):.1f}{by_host}"
+    return f"{min(values):.1f} to {max(values):.1f}{stolen_by_host(stolen)}"
 
 
 def rate(case: Case) -> str:
