@@ -1,41 +1,33 @@
 """Attention of a decode step over vLLM's paged KV cache on a CPU: what most of a step of several panoramas is spent on.
 
 A new token of every lane reads all keys and values of its lane once. vLLM's operator reads them at about half of the
-memory bandwidth (figures in docs/log.md); native/decode_attention.c fetches every line one block ahead. A token's
-result does not depend on the other lanes of the step, which it does in vLLM's, where steps with a prefix to compute go.
+memory bandwidth (figures in docs/log.md); native/decode_attention.c and native/decode_attention_vectors.h, one for each
+of vLLM's layouts, fetch every line one block ahead. A token's result does not depend on the other lanes of the step,
+which it does in vLLM's, where steps with a prefix to compute go.
 
 `decode_attention_reference` and `KVLayout.write` are the specification.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from panoserve.kernels.kv_layout import KVLayout
-from panoserve.kernels.native import native
+from panoserve.kernels.kv_layout import KVLayout, cpu_layout
+from panoserve.kernels.native import Level, level, native
 
 GROUP = 32  # head_dim and block_size must be multiples of it
+# Layouts that a kernel reads: their numbers in native/native.h, and the level of instructions that it takes.
+LAYOUTS = {"amx": (0, Level.AMX), "vec": (1, Level.AVX2)}
 
 
-@cache
-def available() -> bool:
-    """Whether this machine runs the kernel: it is built, and the processor multiplies bfloat16."""
-    compiled = native()
-    return bool(compiled and compiled.DECODE_ATTENTION_BUILT and torch.cpu._is_avx512_bf16_supported())
-
-
-def supports(cache_dtype: torch.dtype, isa: str, head_dim: int, block_size: int) -> bool:
-    """Whether the kernel can read such a cache here; `isa` names vLLM's layout of it ("amx" is the one it knows)."""
-    return (
-        isa == "amx"
-        and cache_dtype == torch.bfloat16
-        and head_dim % GROUP == 0
-        and block_size % GROUP == 0
-        and available()
-    )
+def readable_layout(kv_cache: Tensor, isa: str) -> str | None:
+    """The name of the cache's layout if a kernel can read it on this machine; `isa` is what vLLM's attention uses."""
+    block_size, head_dim = kv_cache.shape[2], kv_cache.shape[3] // 2
+    if kv_cache.dtype != torch.bfloat16 or head_dim % GROUP or block_size % GROUP or level() == Level.NONE:
+        return None
+    name = cpu_layout(kv_cache.dtype, block_size, head_dim, isa).name
+    return name if name in LAYOUTS and level() >= LAYOUTS[name][1] else None
 
 
 def decode_attention_reference(
@@ -60,9 +52,18 @@ def decode_attention_reference(
 
 
 def decode_attention(
-    query: Tensor, kv_cache: Tensor, starts: Tensor, lengths: Tensor, tables: Tensor, scale: float, out: Tensor
+    query: Tensor,
+    kv_cache: Tensor,
+    layout: str,
+    starts: Tensor,
+    lengths: Tensor,
+    tables: Tensor,
+    scale: float,
+    out: Tensor,
 ) -> None:
-    """`decode_attention_reference` into `out`, like query; only where `supports` allows it. Tables are int32."""
+    """`decode_attention_reference` into `out`, like query; only where `readable_layout` names it. Tables
+    are int32.
+    """
     compiled = native()
     assert compiled is not None
     assert query.is_contiguous() and out.is_contiguous() and tables.stride(1) == 1
@@ -83,13 +84,14 @@ def decode_attention(
         kv_cache.shape[2],
         kv_cache.stride(0),
         kv_cache.stride(1),
+        LAYOUTS[layout][0],
         scale,
     )
 
 
-def write_cache(key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> None:
+def write_cache(key: Tensor, value: Tensor, kv_cache: Tensor, layout: str, slots: Tensor) -> None:
     """`KVLayout.write` of key and value [N, heads, head_dim] at slots int64 [n], n <= N, where those are not negative;
-    only where `supports` allows it.
+    only where `readable_layout` names the layout.
     """
     compiled = native()
     assert compiled is not None
@@ -106,4 +108,5 @@ def write_cache(key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> 
         kv_cache.shape[2],
         kv_cache.stride(0),
         kv_cache.stride(1),
+        LAYOUTS[layout][0],
     )

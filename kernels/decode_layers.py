@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from panoserve.kernels.block import add_rms_norm, rms_norm, rope_split, silu_and_mul
-from panoserve.kernels.decode_attention import decode_attention, write_cache
+from panoserve.kernels.decode_attention import LAYOUTS, decode_attention, write_cache
 from panoserve.kernels.native import native
 from panoserve.kernels.packed_linear import packed_linear
 
-_STEP = struct.Struct("=13Q13q2d")  # decode_step in native/native.h
+_STEP = struct.Struct("=13Q14q2d")  # decode_step in native/native.h
 _LAYER = struct.Struct("=7Q")  # decode_layer
 
 
@@ -46,6 +46,7 @@ class Sizes:
     head_dim: int
     dim: int
     inner: int  # columns of w2's input
+    layout: str  # of the caches: a KVLayout's name
     scale: float
     epsilon: float
 
@@ -75,9 +76,9 @@ def decode_layers_reference(
             x, residual = add_rms_norm(x, residual, layer.attention_norm, sizes.epsilon)
         qkv = packed_linear(x, layer.wqkv).view(len(rope), sizes.streams, 3 * sizes.heads, sizes.head_dim)
         q, k, v = (part.view(len(rope), -1, sizes.head_dim) for part in rope_split(qkv, rope))
-        write_cache(k, v, layer.cache, lanes.slots)
+        write_cache(k, v, layer.cache, sizes.layout, lanes.slots)
         out = torch.empty_like(q)
-        decode_attention(q, layer.cache, lanes.starts, lanes.lengths, lanes.tables, sizes.scale, out)
+        decode_attention(q, layer.cache, sizes.layout, lanes.starts, lanes.lengths, lanes.tables, sizes.scale, out)
         x = packed_linear(out.view(len(x), -1), layer.wo)
         x, residual = add_rms_norm(x, residual, layer.ffn_norm, sizes.epsilon)
         x = packed_linear(silu_and_mul(packed_linear(x, layer.w13)), layer.w2)
@@ -127,16 +128,17 @@ class DecodeLayers:
         assert lanes.starts.dtype == lanes.lengths.dtype == lanes.tables.dtype == torch.int32
         assert lanes.tables.stride(1) == 1
         residual = torch.empty_like(x)
-        room = [max(3 * width, 2 * s.inner), max(width, s.inner), width, width, max(s.dim, width, s.inner)]
-        wide, q, k, v, scratch = (x.new_empty(rows, columns) for columns in room)
+        room = [max(3 * width, 2 * s.inner), max(width, s.inner), width, width]
+        wide, q, k, v = (x.new_empty(rows, columns) for columns in room)
+        scratch = x.new_empty(rows, max(s.dim, width, s.inner), dtype=torch.float32)
         pointers = (
             x, residual, wide, q, k, v, scratch, rope, lanes.slots, lanes.starts, lanes.lengths, lanes.tables
         )  # fmt: skip
         step = _STEP.pack(
             *(tensor.data_ptr() for tensor in pointers), self.seconds.buffer_info()[0],
             len(rope), s.streams, s.heads, s.head_dim, 2 * rope.shape[1], s.dim, s.inner, len(lanes.slots),
-            lanes.tables.stride(0), len(lanes.lengths), cache.shape[2], cache.stride(0), cache.stride(1),
-            s.scale, s.epsilon,
+            lanes.tables.stride(0), len(lanes.lengths), LAYOUTS[s.layout][0], cache.shape[2], cache.stride(0),
+            cache.stride(1), s.scale, s.epsilon,
         )  # fmt: skip
         compiled.decode_layers(self._packed, step)
         return x, residual

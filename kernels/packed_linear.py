@@ -1,34 +1,28 @@
 """Matrix product of few rows with a matrix that is packed once: what a decode step spends half its time on.
 
 oneDNN, which vLLM uses, reads packed weights at about 60 % of the memory bandwidth when x has the 10 rows of one
-panorama's lanes, because x's rows are far apart and the weights are not fetched ahead (figures in docs/log.md). The
-kernel in native/packed_linear.c reads them nearly at full bandwidth. It needs AMX (Intel, since Sapphire Rapids) and
-bfloat16; `packable` says whether a weight can have it. Everything else stays with vLLM's own linear layers.
+panorama's lanes, because x's rows are far apart and the weights are not fetched ahead; and where a processor has no
+instructions for bfloat16 it is slower still than in float32 (figures in docs/log.md). The kernels in
+native/packed_linear.c (AMX) and native/packed_linear_vectors.h (AVX-512, AVX2) read weights nearly at full bandwidth.
+`packable` says whether a weight can have them. Everything else stays with vLLM's own linear layers.
 
 `packed_linear_reference` is the specification.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from panoserve.kernels.native import native
+from panoserve.kernels.native import Level, level, native
 
-# As in native/packed_linear.c: columns of y in a tile, columns of x in a tile, tiles in a chunk.
+# As in native/packed.h: columns of y in a tile, columns of x in a tile, tiles in a chunk.
 TILE, DEPTH, CHUNK = 16, 32, 8
 
 
-@cache
 def available() -> bool:
-    """Whether this machine runs the kernel: it is built, and the processor and Linux give us the tiles."""
-    compiled = native()
-    if compiled is None or not compiled.PACKED_LINEAR_BUILT:
-        return False
-    # `_init_amx` asks Linux for the permission to use the tiles, once a process.
-    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    """Whether this machine runs a kernel: one is built, and the processor has the instructions."""
+    return level() > Level.NONE
 
 
 def packable(weight: Tensor) -> bool:
@@ -71,7 +65,7 @@ def packed_linear_reference(x: Tensor, packed: Tensor) -> Tensor:
 
 
 def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
-    """`packed_linear_reference` on the tiles, for bfloat16.
+    """`packed_linear_reference` by the kernel of this machine's level, for bfloat16.
 
     A row's result is the same whatever other rows x has.
     """
@@ -81,6 +75,6 @@ def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
     n = len(packed) // k
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], n)
-    scratch = torch.empty_like(x)
+    scratch = x.new_empty(x.shape, dtype=torch.float32)
     compiled.packed_linear(x.data_ptr(), packed.data_ptr(), y.data_ptr(), scratch.data_ptr(), x.numel() // k, n, k)
     return y

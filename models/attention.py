@@ -8,7 +8,7 @@ from torch import Tensor
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl, CPUAttentionMetadata
 
-from panoserve.kernels.decode_attention import decode_attention, supports, write_cache
+from panoserve.kernels.decode_attention import decode_attention, readable_layout, write_cache
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionBackend
@@ -34,11 +34,8 @@ class FewTokensAttentionImpl(CPUAttentionBackendImpl):
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         """As CPUAttentionBackendImpl.forward; the cache holds the new keys and values already."""
-        if (
-            attn_metadata is None
-            or attn_metadata.max_query_len > FEW_TOKENS
-            or not supports(kv_cache.dtype, layer.isa, self.head_size, kv_cache.shape[2])
-        ):
+        layout = readable_layout(kv_cache, layer.isa)
+        if layout is None or attn_metadata is None or attn_metadata.max_query_len > FEW_TOKENS:
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
             )
@@ -46,6 +43,7 @@ class FewTokensAttentionImpl(CPUAttentionBackendImpl):
         decode_attention(
             query[:tokens],
             kv_cache,
+            layout,
             attn_metadata.query_start_loc,
             attn_metadata.seq_lens,
             attn_metadata.block_table,
@@ -58,10 +56,11 @@ class FewTokensAttentionImpl(CPUAttentionBackendImpl):
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
         """As CPUAttentionBackendImpl.do_kv_cache_update."""
-        if supports(kv_cache.dtype, layer.isa, self.head_size, kv_cache.shape[2]):
-            write_cache(key, value, kv_cache, slot_mapping)
-        else:
+        layout = readable_layout(kv_cache, layer.isa)
+        if layout is None:
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+        else:
+            write_cache(key, value, kv_cache, layout, slot_mapping)
 
 
 class FewTokensAttentionBackend(CPUAttentionBackend):

@@ -9,7 +9,7 @@ from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.attention.attention import get_attention_context
 
-from panoserve.kernels.decode_attention import supports
+from panoserve.kernels.decode_attention import readable_layout
 from panoserve.kernels.decode_layers import DecodeLayers, Lanes, Layer, Sizes
 from panoserve.models.attention import FEW_TOKENS, FewTokensAttentionImpl
 
@@ -30,21 +30,19 @@ class DecodeSteps:
             return None
         attention = self._blocks[0].attention.attn
         metadata, _, cache, slots = get_attention_context(attention.layer_name)
-        if (
-            metadata is None
-            or slots is None
-            or metadata.max_query_len > FEW_TOKENS
-            or not supports(cache.dtype, attention.isa, attention.head_size, cache.shape[2])
-        ):
+        if metadata is None or slots is None or metadata.max_query_len > FEW_TOKENS:
+            return None
+        layout = readable_layout(cache, attention.isa)
+        if layout is None:
             return None
         if self.layers is None or self.layers.layers[0].cache.data_ptr() != cache.data_ptr():
-            self.layers = self._made()
+            self.layers = self._made(layout)
         if self.layers is None:
             return None
         lanes = Lanes(slots, metadata.query_start_loc, metadata.seq_lens, metadata.block_table)
         return self.layers(x, rope, lanes)
 
-    def _made(self) -> DecodeLayers | None:
+    def _made(self, layout: str) -> DecodeLayers | None:
         """The layers as the kernel wants them, if every part of them is one of ours."""
         if get_tensor_model_parallel_world_size() > 1:
             return None
@@ -65,6 +63,7 @@ class DecodeSteps:
             head_dim=first.attention.head_dim,
             dim=first.w13.input_size,
             inner=first.w2.input_size,
+            layout=layout,
             scale=first.attention.attn.impl.scale,
             epsilon=first.attention_norm.variance_epsilon,
         )

@@ -207,8 +207,8 @@ def probe_kernels(facts: Facts) -> Check:
     """Which attention kernel and cache layout vLLM would use, and which path our KV copy and linear layers take."""
     import torch
 
-    from panoserve.kernels import packed_linear
     from panoserve.kernels.kv_layout import attention_isa, cpu_layout
+    from panoserve.kernels.native import Level, level, native
     from panoserve.serve.settings import BLOCK_SIZE
 
     if uses_cuda(facts):
@@ -222,12 +222,12 @@ def probe_kernels(facts: Facts) -> Check:
         isa, layout = attention_isa(dtype, BLOCK_SIZE, head_dim), cpu_layout(dtype, BLOCK_SIZE, head_dim)
         kinds.append(f"{str(dtype).removeprefix('torch.')} {isa} (cache layout {layout.name})")
     found = "CPU attention: " + ", ".join(kinds) + "; KV moves by torch on the CPU; bfloat16 linear layers by "
-    if packed_linear.available():
-        return Check("kernels", "ok", found + "our AMX kernel")
-    if torch.cpu._is_amx_tile_supported():
-        advice = f"our AMX kernel would be faster, but is not built: install gcc and Python's headers, then {INSTALL}"
+    if level() > Level.NONE:
+        return Check("kernels", "ok", f"{found}our kernel for {level().name}")
+    if native() is None:
+        advice = f"our own kernels would be faster, but are not built: install gcc and Python's headers, then {INSTALL}"
         return Check("kernels", "warn", found + "vLLM", advice)
-    return Check("kernels", "ok", found + "vLLM (the processor has no AMX)")
+    return Check("kernels", "ok", found + "vLLM (the processor has neither AVX-512 nor AVX2)")
 
 
 def probe_model(facts: Facts) -> Check:

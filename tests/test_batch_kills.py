@@ -64,7 +64,8 @@ def start(jobs: Path, model: Path, output: Path, log: Path) -> subprocess.Popen[
     command = [sys.executable, "-m", "panoserve.cli", "batch", str(jobs), "--model", str(model), "-o", str(output)]
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*command, "--resume", "--dtype", "float32", "--kv-cache-gib", "0.25"],
+            # A cache for eight lanes: jobs end one after another, not all within the moment before a kill.
+            [*command, "--resume", "--dtype", "float32", "--kv-cache-gib", "0.0016"],
             stdout=file,
             stderr=file,
             env=ENVIRONMENT,

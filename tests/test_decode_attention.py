@@ -7,16 +7,22 @@ import torch
 from torch import Tensor
 
 from panoserve.kernels import decode_attention as da
-from panoserve.kernels.kv_layout import KVLayout, Tiling
+from panoserve.kernels.kv_layout import CPU_TILINGS, KVLayout, attention_isa, cpu_layout
+from panoserve.kernels.native import Level, level, lowered, native
 from panoserve.serve.settings import set_environment
 
-needs_kernel = pytest.mark.skipif(not da.available(), reason="needs AVX-512 bf16 and a C compiler at installation")
+KERNELS = [
+    (name, at) for name, (_, least) in da.LAYOUTS.items() for at in Level if least <= at <= min(level(), max(least, 2))
+]
+needs_compiled = pytest.mark.skipif(native() is None, reason="needs a C compiler at installation")
+kernels = pytest.mark.parametrize(("name", "at"), KERNELS, ids=[f"{name}-{at.name}" for name, at in KERNELS])
 HEADS = 3
 
 
-def amx_layout(block_size: int, head_dim: int) -> KVLayout:
+def a_layout(name: str, block_size: int, head_dim: int) -> KVLayout:
     """vLLM's layout of that name, which tests/test_kv_layout.py compares with what vLLM writes."""
-    return KVLayout("amx", block_size, head_dim, Tiling(16, 2), Tiling(2, 16, dims_outer=True), halves=True)
+    [(keys, values)] = [tilings for found, *tilings in CPU_TILINGS if found == name]
+    return KVLayout(name, block_size, head_dim, keys, values, halves=True)
 
 
 class Lanes:
@@ -25,9 +31,9 @@ class Lanes:
     Slots that belong to no token hold NaN: a kernel that reads them is found out.
     """
 
-    def __init__(self, lengths: list[int], tokens: list[int], block_size: int, head_dim: int) -> None:
+    def __init__(self, name: str, lengths: list[int], tokens: list[int], block_size: int, head_dim: int) -> None:
         generator = torch.Generator().manual_seed(sum(lengths) + head_dim)
-        self.layout = amx_layout(block_size, head_dim)
+        self.layout = a_layout(name, block_size, head_dim)
         blocks = max(-(-length // block_size) for length in lengths) + 1
         order = torch.randperm(len(lengths) * blocks, generator=generator)
         self.tables = order.view(len(lengths), blocks).to(torch.int32)
@@ -49,12 +55,14 @@ class Lanes:
 
     def compiled(self) -> Tensor:
         out = torch.full_like(self.query, torch.nan)
-        da.decode_attention(self.query, self.cache, self.starts, self.lengths, self.tables, self.scale, out)
+        da.decode_attention(
+            self.query, self.cache, self.layout.name, self.starts, self.lengths, self.tables, self.scale, out
+        )
         return out
 
 
 def test_the_reference_is_causal_attention() -> None:
-    lanes = Lanes([40], [3], block_size=32, head_dim=32)
+    lanes = Lanes("vec", [40], [3], block_size=32, head_dim=32)
     slots = lanes.tables[0].long()[torch.arange(40) // 32] * 32 + torch.arange(40) % 32
     keys, values = (part.float().transpose(0, 1) for part in lanes.layout.read(lanes.cache, slots))
     query = torch.zeros(HEADS, 40, 32)
@@ -63,71 +71,83 @@ def test_the_reference_is_causal_attention() -> None:
     torch.testing.assert_close(lanes.reference().float(), expected[:, -3:].transpose(0, 1), atol=1e-2, rtol=1e-2)
 
 
-@needs_kernel
+@kernels
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
 @pytest.mark.parametrize("block_size", [32, 64])
-def test_the_kernel_computes_what_the_reference_does(block_size: int, head_dim: int) -> None:
-    lanes = Lanes([1, 2, 31, 32, 33, 64, 65, 200, 7], [1, 2, 3, 1, 4, 1, 2, 1, 7], block_size, head_dim)
+def test_the_kernel_computes_what_the_reference_does(name: str, at: Level, block_size: int, head_dim: int) -> None:
+    lanes = Lanes(name, [1, 2, 31, 32, 33, 64, 65, 200, 7], [1, 2, 3, 1, 4, 1, 2, 1, 7], block_size, head_dim)
     # Weights are rounded to bfloat16 before the sum of at most 200 values of about 1.
-    torch.testing.assert_close(lanes.compiled(), lanes.reference(), atol=1.6e-2, rtol=1.6e-2)
+    with lowered(at):
+        made = lanes.compiled()
+    torch.testing.assert_close(made, lanes.reference(), atol=1.6e-2, rtol=1.6e-2)
 
 
-@needs_kernel
-def test_large_scores_do_not_overflow() -> None:
-    lanes = Lanes([50, 90], [1, 1], block_size=32, head_dim=64)
+@kernels
+def test_large_scores_do_not_overflow(name: str, at: Level) -> None:
+    lanes = Lanes(name, [50, 90], [1, 1], block_size=32, head_dim=64)
     lanes.query *= 60
-    out = lanes.compiled()
+    with lowered(at):
+        out = lanes.compiled()
     assert bool(out.isfinite().all())
     torch.testing.assert_close(out, lanes.reference(), atol=3e-2, rtol=3e-2)
 
 
-@needs_kernel
-def test_a_token_does_not_depend_on_the_other_lanes() -> None:
-    together = Lanes([70, 33, 140], [1, 2, 1], block_size=32, head_dim=64)
-    out = together.compiled()
-    for lane in range(3):
-        first, last = together.starts[lane : lane + 2].tolist()
-        alone = torch.empty_like(together.query[first:last])
-        da.decode_attention(
-            together.query[first:last],
-            together.cache,
-            torch.tensor([0, last - first], dtype=torch.int32),
-            together.lengths[lane : lane + 1],
-            together.tables[lane : lane + 1],
-            together.scale,
-            alone,
-        )
-        assert torch.equal(alone, out[first:last])
+@kernels
+def test_a_token_does_not_depend_on_the_other_lanes(name: str, at: Level) -> None:
+    together = Lanes(name, [70, 33, 140], [1, 2, 1], block_size=32, head_dim=64)
+    with lowered(at):
+        out = together.compiled()
+        for lane in range(3):
+            first, last = together.starts[lane : lane + 2].tolist()
+            alone = torch.empty_like(together.query[first:last])
+            da.decode_attention(
+                together.query[first:last],
+                together.cache,
+                name,
+                torch.tensor([0, last - first], dtype=torch.int32),
+                together.lengths[lane : lane + 1],
+                together.tables[lane : lane + 1],
+                together.scale,
+                alone,
+            )
+            assert torch.equal(alone, out[first:last])
 
 
-@needs_kernel
+@needs_compiled
+@pytest.mark.parametrize("name", sorted(da.LAYOUTS))
 @pytest.mark.parametrize("head_dim", [32, 96])
-def test_keys_and_values_are_put_where_the_layout_has_them(head_dim: int) -> None:
-    layout = amx_layout(32, head_dim)
+def test_keys_and_values_are_put_where_the_layout_has_them(name: str, head_dim: int) -> None:
+    layout = a_layout(name, 32, head_dim)
     key, value = torch.randn(2, 6, HEADS, head_dim, generator=torch.Generator().manual_seed(0)).bfloat16()
     slots = torch.tensor([0, 95, -1, 40, 33])  # the sixth token is padding and has no slot
     written = torch.zeros(3, HEADS, 32, 2 * head_dim, dtype=torch.bfloat16)
     expected = written.clone()
-    da.write_cache(key, value, written, slots)
+    da.write_cache(key, value, written, name, slots)
     real = slots >= 0
     layout.write(expected, slots[real], key[:5][real], value[:5][real])
     assert torch.equal(written, expected)
 
 
-def test_only_a_cache_that_the_kernel_can_read_is_given_to_it() -> None:
-    assert da.supports(torch.bfloat16, "amx", 64, 32) == da.available()
-    assert not da.supports(torch.float32, "vec", 64, 32)
-    assert not da.supports(torch.bfloat16, "vec", 64, 32)
-    assert not da.supports(torch.bfloat16, "amx", 48, 32)
-    assert not da.supports(torch.bfloat16, "amx", 64, 16)
+def test_only_a_cache_that_a_kernel_can_read_is_given_to_it() -> None:
+    def readable(dtype: torch.dtype, isa: str, head_dim: int, block_size: int) -> str | None:
+        return da.readable_layout(torch.zeros(1, 1, block_size, 2 * head_dim, dtype=dtype), isa)
+
+    assert readable(torch.bfloat16, "vec", 64, 32) == ("vec" if level() > Level.NONE else None)
+    if torch.cpu._is_amx_tile_supported():  # else vLLM's operator, which is asked for its layout, would not run
+        assert readable(torch.bfloat16, "amx", 64, 32) == ("amx" if level() == Level.AMX else None)
+    assert readable(torch.float32, "vec", 64, 32) is None
+    assert readable(torch.bfloat16, "vec", 48, 32) is None
+    assert readable(torch.bfloat16, "vec16", 64, 16) is None
 
 
 class Layer:
-    isa = "amx"
     _k_scale_float = _v_scale_float = 1.0
 
+    def __init__(self, isa: str) -> None:
+        self.isa = isa
 
-@needs_kernel
+
+@pytest.mark.skipif(level() == Level.NONE, reason="needs AVX2 and a C compiler at installation")
 @pytest.mark.parametrize("tokens", [[1, 1, 2], [1, 9, 2]])
 def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
     tokens: list[int], monkeypatch: pytest.MonkeyPatch
@@ -140,10 +160,9 @@ def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
 
     from panoserve.models import attention
 
-    if not torch.cpu._init_amx():
-        pytest.skip("vLLM's layout for AMX needs AMX")
     current_platform.import_kernels()
-    lanes = Lanes([40, 64, 130], tokens, block_size=32, head_dim=64)
+    layer = Layer(attention_isa(torch.bfloat16, 32, 64))
+    lanes = Lanes(cpu_layout(torch.bfloat16, 32, 64).name, [40, 64, 130], tokens, block_size=32, head_dim=64)
     lanes.cache.nan_to_num_(0.0)  # vLLM multiplies what lies behind the last slot by zero
     impl = object.__new__(attention.FewTokensAttentionImpl)
     vars(impl).update(
@@ -168,7 +187,7 @@ def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
             query_start_loc=lanes.starts,
             causal=True,
             sliding_window_size=-1,
-            isa="amx",
+            isa=layer.isa,
             enable_kv_split=False,
             dynamic_causal=None,
             kv_cache_dtype="auto",
@@ -178,7 +197,7 @@ def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
     monkeypatch.setattr(attention, "decode_attention", lambda *args: calls.append(1) or da.decode_attention(*args))
     ours, theirs = (torch.empty_like(lanes.query) for _ in range(2))
     unused = torch.empty(0)
-    impl.forward(Layer(), lanes.query, unused, unused, lanes.cache, metadata, ours)
-    CPUAttentionBackendImpl.forward(impl, Layer(), lanes.query, unused, unused, lanes.cache, metadata, theirs)
+    impl.forward(layer, lanes.query, unused, unused, lanes.cache, metadata, ours)
+    CPUAttentionBackendImpl.forward(impl, layer, lanes.query, unused, unused, lanes.cache, metadata, theirs)
     assert len(calls) == (max(tokens) <= attention.FEW_TOKENS)
     torch.testing.assert_close(ours, theirs, atol=1.6e-2, rtol=1.6e-2)

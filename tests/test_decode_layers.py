@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from panoserve.kernels import block
-from panoserve.kernels import decode_attention as attention
 from panoserve.kernels import packed_linear as packed
 from panoserve.kernels.decode_layers import DecodeLayers, Lanes, Layer, Sizes, decode_layers_reference
-from panoserve.kernels.native import native
+from panoserve.kernels.native import Level, level, lowered, native
 from panoserve.models.reference import rope_rows, rope_table
 
-needs_kernels = pytest.mark.skipif(
-    not (packed.available() and attention.available()), reason="needs AMX and a C compiler at installation"
-)
 needs_compiled = pytest.mark.skipif(native() is None, reason="needs a C compiler at installation")
 BLOCKS, BLOCK_SIZE = 6, 32
 
@@ -57,17 +55,19 @@ def made_up(sizes: Sizes, count: int) -> list[Layer]:
     ]  # fmt: skip
 
 
-@needs_kernels
+@pytest.mark.parametrize("at", [one for one in Level if Level.NONE < one <= level()], ids=lambda at: at.name)
 @pytest.mark.parametrize(
     "sizes",
     [
-        Sizes(streams=2, heads=4, head_dim=64, dim=256, inner=768, scale=0.125, epsilon=1e-5),
-        Sizes(streams=1, heads=2, head_dim=32, dim=96, inner=32, scale=0.2, epsilon=1e-6),
+        Sizes(streams=2, heads=4, head_dim=64, dim=256, inner=768, layout="vec", scale=0.125, epsilon=1e-5),
+        Sizes(streams=1, heads=2, head_dim=32, dim=96, inner=32, layout="vec", scale=0.2, epsilon=1e-6),
     ],
     ids=["two-streams", "one-stream"],
 )
-def test_one_call_is_the_kernels_one_by_one(sizes: Sizes) -> None:
+def test_one_call_is_the_kernels_one_by_one(sizes: Sizes, at: Level) -> None:
     """Three lanes, of which one has two new tokens."""
+    if at == Level.AMX:
+        sizes = replace(sizes, layout="amx")
     layers = made_up(sizes, 3)
     caches = [layer.cache.clone() for layer in layers]
     tables = torch.tensor([[0, 1], [2, 3], [4, 5]], dtype=torch.int32)
@@ -75,12 +75,14 @@ def test_one_call_is_the_kernels_one_by_one(sizes: Sizes) -> None:
     lanes = Lanes(torch.tensor([39, 69, 70, 160]), torch.tensor([0, 1, 3, 4], dtype=torch.int32), lengths, tables)
     rope = rope_rows(torch.view_as_complex(rope_table(8, sizes.head_dim, 10_000.0)), torch.tensor([3, 5, 6, -1]))
     x = torch.randn(4 * sizes.streams, sizes.dim, generator=torch.Generator().manual_seed(1)).bfloat16()
-    expected = decode_layers_reference(layers, sizes, x, rope, lanes)
+    with lowered(at):
+        expected = decode_layers_reference(layers, sizes, x, rope, lanes)
     written = [layer.cache.clone() for layer in layers]
     for layer, cache in zip(layers, caches, strict=True):
         layer.cache.copy_(cache)
     fused = DecodeLayers(layers, sizes)
-    made = fused(x.clone(), rope, lanes)
+    with lowered(at):
+        made = fused(x.clone(), rope, lanes)
     for one, other in zip(made, expected, strict=True):
         assert torch.equal(one, other) and one.isfinite().all()
     for layer, cache in zip(layers, written, strict=True):
@@ -88,7 +90,7 @@ def test_one_call_is_the_kernels_one_by_one(sizes: Sizes) -> None:
     assert min(fused.take_seconds()) > 0 and fused.take_seconds() == (0, 0)
 
 
-@needs_kernels
+@needs_compiled
 def test_structures_of_another_size_are_refused() -> None:
     compiled = native()
     assert compiled is not None

@@ -16,13 +16,15 @@ EPSILON = 1e-6
 SHAPES = [(16, 1, 48, 56), (128, 32, 33, 20), (512, 32, 4, 5), (24, 3, 5, 7), (6, 2, 1, 1), (1, 1, 3, 300)]
 
 
-def inputs(channels: int, groups: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [1, C, H, W] channels_last, whose channels have unlike means and sizes, weight and bias, all bfloat16."""
+def inputs(
+    channels: int, groups: int, height: int, width: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [1, C, H, W] channels_last, whose channels have unlike means and sizes, weight and bias, all in `dtype`."""
     generator = torch.Generator().manual_seed(channels)
     x = torch.randn(1, channels, height, width, generator=generator) * torch.linspace(0.5, 3, channels)[:, None, None]
     x += torch.linspace(-2, 4, channels)[:, None, None]
     weight, bias = torch.randn(2, channels, generator=generator)
-    return x.bfloat16().contiguous(memory_format=torch.channels_last), weight.bfloat16(), bias.bfloat16()
+    return x.to(dtype).contiguous(memory_format=torch.channels_last), weight.to(dtype), bias.to(dtype)
 
 
 @needs_compiled
@@ -36,6 +38,17 @@ def test_it_is_nearer_to_the_exact_result_than_its_twin(shape: tuple[int, int, i
     assert made.stride() == twin.stride() and made.dtype == torch.bfloat16
     torch.testing.assert_close(made.double(), exact, rtol=4.1e-3, atol=1e-5)  # half a unit of bfloat16's last place
     assert (made.double() - exact).abs().mean() <= (twin.double() - exact).abs().mean()
+
+
+@needs_compiled
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32(shape: tuple[int, int, int, int]) -> None:
+    x, weight, bias = inputs(*shape, torch.float32)
+    exact = group_norm_silu_reference(x.double(), weight.double(), bias.double(), shape[1], EPSILON)
+    with torch.no_grad():
+        made = group_norm_silu(x, weight, bias, shape[1], EPSILON)
+    assert made.is_contiguous(memory_format=torch.channels_last) and made.dtype == torch.float32
+    torch.testing.assert_close(made.double(), exact, rtol=2e-6, atol=3e-6)
 
 
 @needs_compiled
@@ -53,11 +66,11 @@ def test_threads_do_not_change_it() -> None:
     assert torch.equal(*made)
 
 
-@pytest.mark.parametrize("case", ["float32", "two pictures", "channels first", "gradient", "too wide"])
+@pytest.mark.parametrize("case", ["float64", "two pictures", "channels first", "gradient", "too wide"])
 def test_the_twin_runs_where_the_kernel_cannot(case: str) -> None:
     x, weight, bias = inputs(16, 1, 6, 5)
-    if case == "float32":
-        x, weight, bias = x.float(), weight.float(), bias.float()
+    if case == "float64":
+        x, weight, bias = x.double(), weight.double(), bias.double()
     elif case == "two pictures":
         x = torch.cat([x, 2 * x + 1])
     elif case == "channels first":

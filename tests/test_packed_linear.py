@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from panoserve.kernels import packed_linear as pl
+from panoserve.kernels.native import Level, level, lowered
 from panoserve.serve.settings import set_environment
 
-needs_amx = pytest.mark.skipif(not pl.available(), reason="needs AMX and a C compiler at installation")
+needs_kernel = pytest.mark.skipif(not pl.available(), reason="needs AVX2 and a C compiler at installation")
+levels = pytest.mark.parametrize("at", [one for one in Level if Level.NONE < one <= level()], ids=lambda at: at.name)
 SHAPES = [(16, 32), (48, 256), (80, 288), (2304, 768), (96, 3200)]  # whole and broken chunks; one to many tiles
 ROWS = [1, 10, 16, 17, 33, 40, 48, 49, 192, 200, 400]  # every number of row tiles, groups and panels
 
@@ -39,27 +41,37 @@ def test_the_reference_is_a_linear_layer() -> None:
     torch.testing.assert_close(pl.packed_linear_reference(x, pl.pack(weight)), expected)
 
 
-@needs_amx
+@levels
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_the_kernel_computes_what_the_reference_does(n: int, k: int) -> None:
+def test_the_kernel_computes_what_the_reference_does(n: int, k: int, at: Level) -> None:
     packed = pl.pack(some_weight(n, k))
     for rows in ROWS:
         x = some_rows(rows, k)
+        with lowered(at):
+            made = pl.packed_linear(x, packed)
         # Both round one float32 sum to bfloat16; the order of the sums may move a value across one rounding step.
-        torch.testing.assert_close(
-            pl.packed_linear(x, packed), pl.packed_linear_reference(x, packed), atol=4e-3, rtol=1e-2
-        )
+        torch.testing.assert_close(made, pl.packed_linear_reference(x, packed), atol=4e-3, rtol=1e-2)
 
 
-@needs_amx
-def test_a_row_does_not_depend_on_its_company() -> None:
+@levels
+def test_a_row_does_not_depend_on_its_company(at: Level) -> None:
     packed, x = pl.pack(some_weight(128, 768)), some_rows(200, 768)
-    together = pl.packed_linear(x, packed)
-    for index in (0, 15, 47, 48, 150, 199):
-        assert torch.equal(pl.packed_linear(x[index : index + 1], packed)[0], together[index])
+    with lowered(at):
+        together = pl.packed_linear(x, packed)
+        for index in (0, 15, 47, 48, 150, 199):
+            assert torch.equal(pl.packed_linear(x[index : index + 1], packed)[0], together[index])
 
 
-@needs_amx
+@needs_kernel
+def test_a_level_that_the_machine_lacks_is_refused() -> None:
+    with lowered(Level.AVX2):
+        assert level() == Level.AVX2
+        with pytest.raises(ValueError, match="this machine runs AVX2, not AVX512"), lowered(Level.AVX512):
+            pass
+    assert level() > Level.NONE
+
+
+@needs_kernel
 def test_rows_in_any_arrangement() -> None:
     packed, x = pl.pack(some_weight(48, 256)), some_rows(12, 256)
     expected = pl.packed_linear(x, packed)

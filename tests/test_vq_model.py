@@ -217,8 +217,19 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert torch.equal(half.encode_latents(images), loaded.encode_latents(images)), "codes do not depend on the dtype"
 
 
-@pytest.mark.parametrize(("drawn", "decoded"), [("bfloat16", "bfloat16"), ("float16", "float32"), ("float32",) * 2])
-def test_an_engine_decodes_in_bfloat16_if_it_draws_in_it(tmp_path: Path, drawn: str, decoded: str) -> None:
+@pytest.mark.parametrize(
+    ("drawn", "instructions", "decoded"),
+    [
+        ("bfloat16", True, "bfloat16"), ("bfloat16", False, "float32"), ("float16", True, "float32"),
+        ("float32", True, "float32"),
+    ],
+)  # fmt: skip
+def test_an_engine_decodes_in_bfloat16_if_it_draws_in_it_and_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: str, instructions: bool, decoded: str
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
     class Folder:
         path, has_vq = tmp_path, True
 

@@ -21,8 +21,6 @@
 #define KERNEL __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
 #define INLINE KERNEL static inline __attribute__((always_inline))
 
-const int decode_attention_built = 1;
-
 /* 2^x for x <= 0 to about 1e-7: x = n + r with |r| <= 1/2, a polynomial in r, times 2^n. */
 INLINE __m512 exp2_nonpositive(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(-127.0f));
@@ -124,50 +122,30 @@ KERNEL static void attend(const bf16 *query, const bf16 *head, bf16 *out, const 
     }
 }
 
-KERNEL void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int32_t *starts,
-                             const int32_t *lengths, const int32_t *tables, long table_stride, long lanes, long heads,
-                             long head_dim, long block_size, long block_stride, long head_stride, float scale) {
-    long longest = 0;
-    for (long lane = 0; lane < lanes; lane++) longest = lengths[lane] > longest ? lengths[lane] : longest;
+KERNEL void decode_attention_pairs(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
+                                   float scale) {
+    long longest = 0, heads = cache->heads, head_dim = cache->head_dim, block_size = cache->block_size;
+    for (long lane = 0; lane < lanes->count; lane++)
+        longest = lanes->lengths[lane] > longest ? lanes->lengths[lane] : longest;
     long room = (longest + block_size + GROUP) & -GROUP;
 #pragma omp parallel
     {
         float *scores = aligned_alloc(64, (room * (long)(sizeof(float) + sizeof(bf16)) + 63) & -64);
         bf16 *weights = (bf16 *)(scores + room);
 #pragma omp for schedule(dynamic, 4)
-        for (long item = 0; item < lanes * heads; item++) {
-            long lane = item / heads, head = item % heads, tokens = starts[lane + 1] - starts[lane];
+        for (long item = 0; item < lanes->count * heads; item++) {
+            long lane = item / heads, head = item % heads, tokens = lanes->starts[lane + 1] - lanes->starts[lane];
             for (long token = 0; token < tokens; token++) {
-                long row = ((starts[lane] + token) * heads + head) * head_dim;
-                attend(query + row, cache + head * head_stride, out + row, tables + lane * table_stride,
-                       lengths[lane] - tokens + token + 1, head_dim, block_size, block_stride, head_stride,
-                       scale * 1.44269504f, scores, weights);
+                long row = ((lanes->starts[lane] + token) * heads + head) * head_dim;
+                attend(query + row, cache->start + head * cache->head_stride, out + row,
+                       lanes->tables + lane * lanes->table_stride, lanes->lengths[lane] - tokens + token + 1, head_dim,
+                       block_size, cache->block_stride, cache->head_stride, scale * 1.44269504f, scores, weights);
             }
         }
         free(scores);
     }
 }
-/* Puts keys and values [tokens][heads][head_dim] at their slots; negative slots are nowhere. */
-void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
-                 long head_dim, long block_size, long block_stride, long head_stride) {
-#pragma omp parallel for collapse(2)
-    for (long token = 0; token < tokens; token++)
-        for (long head = 0; head < heads; head++) {
-            if (slots[token] < 0) continue;
-            long row = (token * heads + head) * head_dim, offset = slots[token] % block_size;
-            bf16 *keys = cache + slots[token] / block_size * block_stride + head * head_stride;
-            bf16 *values = keys + block_size * head_dim + offset / 2 * 32 + offset % 2;
-            uint32_t *pairs = (uint32_t *)keys + offset / GROUP * GROUP * (head_dim / 2) + offset % GROUP;
-            for (long pair = 0; pair < head_dim / 2; pair++) pairs[pair * GROUP] = ((const uint32_t *)(key + row))[pair];
-            for (long dim = 0; dim < head_dim; dim++)
-                values[dim / GROUP * block_size * GROUP + dim % GROUP * 2] = value[row + dim];
-        }
-}
 #else
-const int decode_attention_built = 0;
-void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int32_t *starts, const int32_t *lengths,
-                      const int32_t *tables, long table_stride, long lanes, long heads, long head_dim, long block_size,
-                      long block_stride, long head_stride, float scale) {}
-void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
-                 long head_dim, long block_size, long block_stride, long head_stride) {}
+void decode_attention_pairs(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
+                            float scale) {}
 #endif

@@ -11,7 +11,8 @@ static double now(void) {
 }
 
 void decode_layers(const decode_layer *layers, long count, const decode_step *s) {
-    long rows = s->tokens * s->streams, width = s->heads * s->head_dim, all_heads = s->streams * s->heads;
+    long rows = s->tokens * s->streams, width = s->heads * s->head_dim;
+    paged_lanes lanes = {s->starts, s->lengths, s->tables, s->lanes, s->table_stride};
     double begun, products = 0, attention = 0;
     for (const decode_layer *layer = layers; layer < layers + count; layer++) {
         if (layer == layers) {
@@ -24,10 +25,10 @@ void decode_layers(const decode_layer *layers, long count, const decode_step *s)
         products += now() - begun;
         rope_split(s->wide, s->rope, s->q, s->k, s->v, s->tokens, s->streams, s->heads, s->head_dim, s->rotated);
         begun = now();
-        write_cache(s->k, s->v, layer->cache, s->slots, s->slot_count, all_heads, s->head_dim, s->block_size,
-                    s->block_stride, s->head_stride);
-        decode_attention(s->q, layer->cache, s->k, s->starts, s->lengths, s->tables, s->table_stride, s->lanes,
-                         all_heads, s->head_dim, s->block_size, s->block_stride, s->head_stride, s->scale);
+        paged_cache cache = {layer->cache, s->layout, s->streams * s->heads, s->head_dim, s->block_size,
+                             s->block_stride, s->head_stride};
+        write_cache(s->k, s->v, &cache, s->slots, s->slot_count);
+        decode_attention(s->q, &cache, s->k, &lanes, s->scale);
         attention += now() - begun;
         begun = now();
         packed_linear(s->k, layer->wo, s->x, s->scratch, rows, s->dim, width);

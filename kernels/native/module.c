@@ -12,7 +12,7 @@ static PyObject *py_packed_linear(PyObject *module, PyObject *arguments) {
     long rows, outputs, inputs;
     if (!PyArg_ParseTuple(arguments, "KKKKlll", &x, &w, &y, &scratch, &rows, &outputs, &inputs)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    packed_linear((const bf16 *)x, (const bf16 *)w, (bf16 *)y, (bf16 *)scratch, rows, outputs, inputs);
+    packed_linear((const bf16 *)x, (const bf16 *)w, (bf16 *)y, (float *)scratch, rows, outputs, inputs);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -41,32 +41,46 @@ static PyObject *py_silu_and_mul(PyObject *module, PyObject *arguments) {
 }
 
 static PyObject *py_decode_attention(PyObject *module, PyObject *arguments) {
-    address query, cache, out, starts, lengths, tables;
-    long table_stride, lanes, heads, head_dim, block_size, block_stride, head_stride;
+    address query, start, out, starts, lengths, tables;
+    long count, table_stride;
+    paged_cache cache;
     float scale;
-    if (!PyArg_ParseTuple(arguments, "KKKKKKlllllllf", &query, &cache, &out, &starts, &lengths, &tables, &table_stride,
-                          &lanes, &heads, &head_dim, &block_size, &block_stride, &head_stride, &scale))
+    if (!PyArg_ParseTuple(arguments, "KKKKKKllllllllf", &query, &start, &out, &starts, &lengths, &tables, &table_stride,
+                          &count, &cache.heads, &cache.head_dim, &cache.block_size, &cache.block_stride,
+                          &cache.head_stride, &cache.layout, &scale))
         return NULL;
+    cache.start = (bf16 *)start;
+    paged_lanes lanes = {(const int32_t *)starts, (const int32_t *)lengths, (const int32_t *)tables, count, table_stride};
     Py_BEGIN_ALLOW_THREADS
-    decode_attention((const bf16 *)query, (const bf16 *)cache, (bf16 *)out, (const int32_t *)starts,
-                     (const int32_t *)lengths, (const int32_t *)tables, table_stride, lanes, heads, head_dim,
-                     block_size, block_stride, head_stride, scale);
+    decode_attention((const bf16 *)query, &cache, (bf16 *)out, &lanes, scale);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
 static PyObject *py_write_cache(PyObject *module, PyObject *arguments) {
-    address key, value, cache, slots;
-    long tokens, heads, head_dim, block_size, block_stride, head_stride;
-    if (!PyArg_ParseTuple(arguments, "KKKKllllll", &key, &value, &cache, &slots, &tokens, &heads, &head_dim, &block_size,
-                          &block_stride, &head_stride))
+    address key, value, start, slots;
+    long tokens;
+    paged_cache cache;
+    if (!PyArg_ParseTuple(arguments, "KKKKlllllll", &key, &value, &start, &slots, &tokens, &cache.heads, &cache.head_dim,
+                          &cache.block_size, &cache.block_stride, &cache.head_stride, &cache.layout))
         return NULL;
+    cache.start = (bf16 *)start;
     Py_BEGIN_ALLOW_THREADS
-    write_cache((const bf16 *)key, (const bf16 *)value, (bf16 *)cache, (const int64_t *)slots, tokens, heads, head_dim,
-                block_size, block_stride, head_stride);
+    write_cache((const bf16 *)key, (const bf16 *)value, &cache, (const int64_t *)slots, tokens);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
+
+static PyObject *py_vector_level(PyObject *module, PyObject *nothing) { return PyLong_FromLong(vector_level()); }
+
+static PyObject *py_use_level(PyObject *module, PyObject *arguments) {
+    int level;
+    if (!PyArg_ParseTuple(arguments, "i", &level)) return NULL;
+    use_level(level);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_level_in_use(PyObject *module, PyObject *nothing) { return PyLong_FromLong(level_in_use()); }
 
 static PyObject *py_rms_norm(PyObject *module, PyObject *arguments) {
     address x, weight, y;
@@ -117,12 +131,14 @@ static PyObject *py_mask_below_top_k(PyObject *module, PyObject *arguments) {
 static PyObject *py_group_norm_silu(PyObject *module, PyObject *arguments) {
     address x, weight, bias, y;
     long positions, channels, groups;
+    int in_float;
     float epsilon;
-    if (!PyArg_ParseTuple(arguments, "KKKKlllf", &x, &weight, &bias, &y, &positions, &channels, &groups, &epsilon))
+    if (!PyArg_ParseTuple(arguments, "KKKKplllf", &x, &weight, &bias, &y, &in_float, &positions, &channels, &groups,
+                          &epsilon))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    group_norm_silu((const bf16 *)x, (const bf16 *)weight, (const bf16 *)bias, (bf16 *)y, positions, channels, groups,
-                    epsilon);
+    group_norm_silu((const void *)x, (const float *)weight, (const float *)bias, (void *)y, in_float, positions, channels,
+                    groups, epsilon);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -133,24 +149,26 @@ static PyMethodDef methods[] = {
      "rope_split(qkv, rope, q, k, v, tokens, streams, heads, head_dim, rotated)"},
     {"decode_attention", py_decode_attention, METH_VARARGS,
      "decode_attention(query, cache, out, starts, lengths, tables, table_stride, lanes, heads, head_dim, block_size, "
-     "block_stride, head_stride, scale)"},
+     "block_stride, head_stride, layout, scale)"},
     {"silu_and_mul", py_silu_and_mul, METH_VARARGS, "silu_and_mul(x, y, rows, columns)"},
     {"write_cache", py_write_cache, METH_VARARGS,
-     "write_cache(key, value, cache, slots, tokens, heads, head_dim, block_size, block_stride, head_stride)"},
+     "write_cache(key, value, cache, slots, tokens, heads, head_dim, block_size, block_stride, head_stride, layout)"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, weight, y, rows, columns, epsilon)"},
     {"add_rms_norm", py_add_rms_norm, METH_VARARGS, "add_rms_norm(x, residual, weight, rows, columns, epsilon)"},
     {"decode_layers", py_decode_layers, METH_VARARGS, "decode_layers(layers, step)"},
     {"group_norm_silu", py_group_norm_silu, METH_VARARGS,
-     "group_norm_silu(x, weight, bias, y, positions, channels, groups, epsilon)"},
+     "group_norm_silu(x, weight, bias, y, in_float, positions, channels, groups, epsilon)"},
     {"mask_below_top_k", py_mask_below_top_k, METH_VARARGS, "mask_below_top_k(logits, k, scratch, rows, columns)"},
+    {"vector_level", py_vector_level, METH_NOARGS, "vector_level() -> the best level without AMX that can run here"},
+    {"use_level", py_use_level, METH_VARARGS, "use_level(level)"},
+    {"level_in_use", py_level_in_use, METH_NOARGS, "level_in_use() -> level"},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods};
 
 PyMODINIT_FUNC PyInit__native(void) {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && (PyModule_AddIntConstant(module, "PACKED_LINEAR_BUILT", packed_linear_built) ||
-                           PyModule_AddIntConstant(module, "DECODE_ATTENTION_BUILT", decode_attention_built))) {
+    if (module != NULL && PyModule_AddIntConstant(module, "AMX_BUILT", amx_built)) {
         Py_DECREF(module);
         return NULL;
     }

@@ -8,19 +8,51 @@ typedef uint16_t bf16;
 #define GROUP_NORM_CHANNELS 1024
 #define GROUP_NORM_GROUPS 64
 
-/* Whether this compiler and platform have the instructions. */
-extern const int packed_linear_built;
-extern const int decode_attention_built;
+/* Instructions: ../native.py's Level. */
+enum { LEVEL_NONE, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX };
 
-void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K);
+/* How keys and values lie in a block: ../kv_layout.py's "amx" and "vec". */
+enum { LAYOUT_AMX, LAYOUT_VEC };
+
+/* One layer's KV cache: [blocks, heads, block_size, 2 * head_dim], each head's share of a block in its layout. */
+typedef struct {
+    bf16 *start;
+    long layout, heads, head_dim, block_size, block_stride, head_stride;
+} paged_cache;
+
+/* Where a step's tokens are in it: see ../decode_attention.py. */
+typedef struct {
+    const int32_t *starts, *lengths, *tables;
+    long count, table_stride;
+} paged_lanes;
+
+/* Whether this compiler and platform have the instructions of AMX and of AVX-512's bfloat16. */
+extern const int amx_built;
+/* The best of LEVEL_NONE, _AVX2 and _AVX512 that the processor has. */
+int vector_level(void);
+/* Have the functions below run at a level; not while one of them runs. */
+void use_level(int level);
+int level_in_use(void);
+
+/* scratch: room for M * K floats. */
+void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K);
+void packed_linear_amx(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K);
+void packed_linear_avx512(const bf16 *x, const bf16 *w, bf16 *y, float *xs, long M, long N, long K);
+void packed_linear_avx2(const bf16 *x, const bf16 *w, bf16 *y, float *xs, long M, long N, long K);
 void rope_split(const bf16 *qkv, const float *rope, bf16 *q, bf16 *k, bf16 *v, long tokens, long streams, long heads,
                 long head_dim, long rotated);
 void silu_and_mul(const bf16 *x, bf16 *y, long rows, long columns);
-void decode_attention(const bf16 *query, const bf16 *cache, bf16 *out, const int32_t *starts, const int32_t *lengths,
-                      const int32_t *tables, long table_stride, long lanes, long heads, long head_dim, long block_size,
-                      long block_stride, long head_stride, float scale);
-void write_cache(const bf16 *key, const bf16 *value, bf16 *cache, const int64_t *slots, long tokens, long heads,
-                 long head_dim, long block_size, long block_stride, long head_stride);
+void decode_attention(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes, float scale);
+void decode_attention_pairs(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
+                            float scale);
+void decode_attention_avx512(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
+                             float scale);
+void decode_attention_avx2(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
+                           float scale);
+/* Puts keys and values [tokens][heads][head_dim] at their slots; negative slots are nowhere. */
+void write_cache(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens);
+void write_cache_pairs(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens);
+void write_cache_plain(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens);
 void rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, long rows, long columns, float epsilon);
 void add_rms_norm(bf16 *x, bf16 *residual, const bf16 *weight, long rows, long columns, float epsilon);
 
@@ -33,17 +65,18 @@ typedef struct {
 typedef struct {
     bf16 *x, *residual;            /* [rows, dim]; in: the embedded tokens and anything, out: what the last norm adds */
     bf16 *wide, *q, *k, *v;        /* room for [rows, max(3 width, 2 inner)], [rows, max(width, inner)], [rows, width] */
-    bf16 *scratch;                 /* room for [rows, max(dim, width, inner)] */
+    float *scratch;                /* room for [rows, max(dim, width, inner)] */
     const float *rope;             /* [tokens, rotated] */
     const int64_t *slots;          /* [slot_count] */
     const int32_t *starts, *lengths, *tables;
     double *seconds;               /* [2]: those spent in matrix products and in attention are added */
-    long tokens, streams, heads, head_dim, rotated, dim, inner, slot_count, table_stride, lanes, block_size,
+    long tokens, streams, heads, head_dim, rotated, dim, inner, slot_count, table_stride, lanes, layout, block_size,
         block_stride, head_stride;
     double scale, epsilon;
 } decode_step;
 
 void decode_layers(const decode_layer *layers, long count, const decode_step *step);
-void group_norm_silu(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *y, long positions, long channels,
-                     long groups, float epsilon);
+/* x and y are float where in_float, else bf16. */
+void group_norm_silu(const void *x, const float *weight, const float *bias, void *y, int in_float, long positions,
+                     long channels, long groups, float epsilon);
 void mask_below_top_k(float *logits, const int64_t *k, uint32_t *scratch, long rows, long columns);

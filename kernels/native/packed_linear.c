@@ -8,12 +8,7 @@
  */
 #include "native.h"
 
-#define TILE 16   /* rows of x, or columns of y, in a tile */
-#define DEPTH 32  /* columns of x (bfloat16) in a tile */
-#define CHUNK 8   /* tiles of x's columns taken at once; ../packed_linear.py packs accordingly */
-#define SPAN 32   /* tiles of y's columns whose sums a thread holds */
-#define PANEL 192 /* rows of x between two passes over the weights */
-#define AHEAD 2048 /* bytes fetched ahead of their use */
+#include "packed.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -28,7 +23,7 @@ typedef struct {
     uint8_t rows[16];
 } tile_config;
 
-const int packed_linear_built = 1;
+const int amx_built = 1;
 static __thread float sums[PANEL / TILE * SPAN * TILE * TILE] __attribute__((aligned(64)));
 
 /* Tiles 0 to 2 hold sums, 3 to 5 rows of x, 6 weights. */
@@ -116,7 +111,7 @@ KERNEL static void panel_columns(const bf16 *xs, const bf16 *w, bf16 *y, long M,
     }
 }
 
-KERNEL void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K) {
+KERNEL void packed_linear_amx(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K) {
     long tiles = N / TILE, steps = K / DEPTH;
 #pragma omp parallel
     {
@@ -134,6 +129,6 @@ KERNEL void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long 
     }
 }
 #else
-const int packed_linear_built = 0;
-void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K) {}
+const int amx_built = 0;
+void packed_linear_amx(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K) {}
 #endif

@@ -1,0 +1,24 @@
+/* Which of the compiled variants runs: the best that the processor has, unless a test asks for another. */
+#include "native.h"
+
+static int level = LEVEL_NONE;
+
+void use_level(int wanted) { level = wanted; }
+
+int level_in_use(void) { return level; }
+
+void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K) {
+    if (level == LEVEL_AMX) packed_linear_amx(x, w, y, (bf16 *)scratch, M, N, K);
+    else if (level == LEVEL_AVX512) packed_linear_avx512(x, w, y, scratch, M, N, K);
+    else if (level == LEVEL_AVX2) packed_linear_avx2(x, w, y, scratch, M, N, K);
+}
+
+void decode_attention(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes, float scale) {
+    if (cache->layout == LAYOUT_AMX) decode_attention_pairs(query, cache, out, lanes, scale);
+    else if (level >= LEVEL_AVX512) decode_attention_avx512(query, cache, out, lanes, scale);
+    else if (level == LEVEL_AVX2) decode_attention_avx2(query, cache, out, lanes, scale);
+}
+
+void write_cache(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens) {
+    (cache->layout == LAYOUT_AMX ? write_cache_pairs : write_cache_plain)(key, value, cache, slots, tokens);
+}
