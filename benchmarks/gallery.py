@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from panoserve.benchmarks.intervals import bootstrap
 from panoserve.benchmarks.machine import describe
 from panoserve.benchmarks.seams import Steps, seam_steps
 from panoserve.cli_files import write_atomically
@@ -88,8 +89,11 @@ KINDS = (
 )
 
 
-def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple[str, int], Steps]]:
-    """The picture (PIL) of each kind that is shown, and of each kind and axis the steps of all of its pictures.
+Seen = dict[tuple[str, int], list[Steps]]  # of a kind's pictures, along an axis
+
+
+def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], Seen]:
+    """The picture (PIL) of each kind that is shown, and of each kind and axis the steps of every one of its pictures.
 
     The photograph, a crop high, with a crop drawn on both of its sides, is the last picture.
     """
@@ -99,7 +103,7 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple
     from panoserve.serve.extend import Sides, extend_picture
 
     kept: dict[str, Any] = {}
-    steps: dict[tuple[str, int], Steps] = {}
+    steps: Seen = {}
     with Engine(open_folder(None).path, dtype="bfloat16") as engine:
         grid = engine.config.grid
         numbered = [(kind, number) for kind in KINDS for number in range(pictures)]
@@ -110,7 +114,7 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple
             plan = plan_of(panorama.request.engine_args(engine.config), grid)
             for axis in (0, 1):
                 seen = seam_steps(np.asarray(panorama.image), plan, axis, panorama.request.loop)
-                steps[kind.name, axis] = steps.get((kind.name, axis), Steps()) + seen
+                steps.setdefault((kind.name, axis), []).append(seen)
         side = grid.crop_pixels
         with Image.open(photo) as opened:
             picture = opened.convert("RGB").resize(
@@ -121,11 +125,19 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], dict[tuple
     return kept, steps
 
 
-def shown(steps: Steps) -> str:
-    return f"{steps.ratio:.2f} | {steps.ratio_to_codes:.2f}" if steps.crops.count else "- | -"
+def shown(steps: list[Steps]) -> str:
+    """Both ratios of all pictures together, each with its interval over pictures."""
+    if not steps[0].crops.count:
+        return "- | -"
+
+    def ratio(of: Callable[[Steps], float]) -> str:
+        estimate = bootstrap(lambda chosen: of(sum((steps[number] for number in chosen), Steps())), len(steps))
+        return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+    return f"{ratio(lambda all_: all_.ratio)} | {ratio(lambda all_: all_.ratio_to_codes)}"
 
 
-def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
+def page(steps: Seen, pictures: int) -> str:
     """The folder's README."""
     machine = describe()
     lines = [
@@ -135,7 +147,8 @@ def page(steps: dict[tuple[str, int], Steps], pictures: int) -> str:
         "*seam ratio* is the mean absolute difference of neighbouring pixels across borders between crops, divided by",
         "the same everywhere else in the pictures (1 is invisible), or by the same across other borders between codes,",
         f"which are rougher than the inside of a code whoever drew them; over {pictures} pictures of different prompts",
-        f"and seeds. bfloat16; commit {machine['commit']}.",
+        "and seeds, with 95 % intervals over pictures (bootstrap): one whose bands do not fit outweighs many others.",
+        f"bfloat16; {machine['isa']}; commit {machine['commit']}.",
         "",
         "| kind | from column to column | over borders of codes | from row to row | over borders of codes |",
         "| --- | --- | --- | --- | --- |",

@@ -16,8 +16,8 @@ WORKLOAD = ("model_shape", "condition", "caption_rows", "grid", "strides", "crop
 
 
 def newest(results: list[Result]) -> list[Result]:
-    """The newest result of every workload."""
-    return latest(results, *(f"workload.{name}" for name in WORKLOAD))
+    """The newest result of every workload on every kind of processor."""
+    return latest(results, "machine.isa", *(f"workload.{name}" for name in WORKLOAD))
 
 
 def model_of(result: Result) -> str:
@@ -25,7 +25,7 @@ def model_of(result: Result) -> str:
     caption = f" of {workload['caption_rows']} rows" if workload["condition"] == "caption" else ""
     return (
         f"GPT-{workload['model_shape'].removeprefix('GPT-')} {workload['dtype']}, {workload['condition']}{caption}, "
-        f"grid {workload['grid']}"
+        f"grid {workload['grid']}, on {result['machine']['isa']}"
     )
 
 
@@ -204,7 +204,10 @@ def breakdown(results: list[Result]) -> Block:
     found = list(_broken_down(newest(results)))
     if not found:
         return Block("")
-    rows = tuple(f"{model_of(result)}; {how(case)}; {case['panoramas']} x {case['columns']}" for result, case in found)
+    rows = tuple(  # shorter names than in the table, which is in the same order: the bars need the room
+        f"{result['workload']['model_shape']}, {result['machine']['isa']}: {case['panoramas']} x {case['columns']}"
+        for result, case in found
+    )
     parts = {part: tuple(case["breakdown_ms"][part] for _, case in found) for part in PARTS}
     chart = BarChart("What a step spends", "ms", rows, parts)
     return _with_chart(breakdown_table(newest(results)), "benchmarks-breakdown", chart)
