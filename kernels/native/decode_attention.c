@@ -1,13 +1,12 @@
-/* Attention of a few new tokens a lane over the paged KV cache in bfloat16, and putting their keys and values there:
- * the inner loops of ../decode_attention.py.
+/* Attention of a few new tokens a lane over the paged KV cache in bfloat16, in the layout that vLLM calls "amx": an inner
+ * loop of ../decode_attention.py.
  *
  * Every lane has its own keys and values and a query reads each of them once, so a decode step lasts as long as reading
  * the cache does. A thread takes a head's blocks one after another and fetches each line one block ahead. All sums
  * are float32, taken in the order of the slots: a token's result does not depend on the other lanes or threads.
  *
- * A head's share of a block is `block_size * head_dim` keys, then as many values, in the layout that vLLM calls "amx"
- * (../kv_layout.py): keys as [slots / 16][head_dim / 2][16 slots][2 dims], values as
- * [head_dim / 16][slots / 2][16 dims][2 slots].
+ * A head's share of a block is `block_size * head_dim` keys, then as many values (../kv_layout.py): keys as
+ * [slots / 16][head_dim / 2][16 slots][2 dims], values as [head_dim / 16][slots / 2][16 dims][2 slots].
  */
 #include "native.h"
 
