@@ -18,7 +18,3 @@ void decode_attention(const bf16 *query, const paged_cache *cache, bf16 *out, co
     else if (level >= LEVEL_AVX512) decode_attention_avx512(query, cache, out, lanes, scale);
     else if (level == LEVEL_AVX2) decode_attention_avx2(query, cache, out, lanes, scale);
 }
-
-void write_cache(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens) {
-    (cache->layout == LAYOUT_AMX ? write_cache_pairs : write_cache_plain)(key, value, cache, slots, tokens);
-}

@@ -51,8 +51,6 @@ void decode_attention_avx2(const bf16 *query, const paged_cache *cache, bf16 *ou
                            float scale);
 /* Puts keys and values [tokens][heads][head_dim] at their slots; negative slots are nowhere. */
 void write_cache(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens);
-void write_cache_pairs(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens);
-void write_cache_plain(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens);
 void rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, long rows, long columns, float epsilon);
 void add_rms_norm(bf16 *x, bf16 *residual, const bf16 *weight, long rows, long columns, float epsilon);
 
