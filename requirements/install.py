@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,9 +56,9 @@ def requirement_lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def fingerprint(device: str, root: Path = ROOT) -> str:
+def fingerprint(device: str, compiles: bool, root: Path = ROOT) -> str:
     """SHA-256 of all that decides what the environment holds; the checkout's place counts, the install is editable."""
-    digest = hashlib.sha256(f"{device}\n{sys.version_info[:2]}\n{root}\n".encode())
+    digest = hashlib.sha256(f"{device}\n{compiles}\n{sys.version_info[:2]}\n{root}\n".encode())
     for name in (
         f"requirements/{device}.txt",
         "requirements/dev.txt",
@@ -85,15 +86,37 @@ def missing_system_packages(device: str) -> list[str]:
     return missing
 
 
-def install_system_packages(names: list[str]) -> None:
-    """Install Debian packages as root, or say which command would."""
-    command = f"apt-get install -y {' '.join(names)}"
+def install_system_packages(names: list[str]) -> str:
+    """Install Debian packages as root. Returns what is to be done by hand, empty if nothing is."""
+    command, lacking = f"apt-get install -y {' '.join(names)}", f"this machine lacks {' and '.join(names)}"
     if shutil.which("apt-get") is None or os.geteuid() != 0:
-        fail(f"this machine lacks {' and '.join(names)}; install with: sudo {command}  (or what your system calls it)")
-    say(f"this machine lacks {' and '.join(names)}; running {command}")
+        return f"{lacking}; install with: sudo {command}  (or what your system calls it)"
+    say(f"{lacking}; running {command}")
     for arguments in (["update"], ["install", "-y", *names]):
         if subprocess.run(["apt-get", "-qq", *arguments], stdout=sys.stderr, check=False).returncode:
-            fail(f"could not install {' and '.join(names)}; try by hand: {command}")
+            return f"could not install {' and '.join(names)}; try by hand: {command}"
+    return ""
+
+
+def compiles_kernels() -> bool:
+    """Whether there are a C compiler, OpenMP and Python's headers, which kernels/native is built with."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        return False
+    command = [compiler, "-fopenmp", "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-o", os.devnull, "-"]
+    program = b"#include <Python.h>\n#include <omp.h>\n"
+    return subprocess.run(command, input=program, capture_output=True, check=False).returncode == 0
+
+
+def ensure_compiler() -> bool:
+    """compiles_kernels, after an attempt to install what is missing. Without it everything works, but slowly."""
+    if compiles_kernels():
+        return True
+    problem = install_system_packages(["gcc", "libc6-dev", f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"])
+    if compiles_kernels():
+        return True
+    say(f"our kernels will not be built, and drawing on the CPU will be several times slower: {problem}")
+    return False
 
 
 def ensure_venv(venv: Path) -> Path:
@@ -155,14 +178,17 @@ def main(argv: list[str] | None = None) -> None:
     if sys.version_info[:2] not in PYTHONS:
         fail(f"got Python {sys.version.split()[0]}, expected 3.11 or 3.12: make PYTHON=python3.11 setup")
     device = choose_device() if arguments.device == "auto" else arguments.device
-    wanted = fingerprint(device)
+    compiles = device == "cpu" and compiles_kernels()
+    wanted = fingerprint(device, compiles)
     stamp = arguments.venv / STAMP
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
     stamp.unlink(missing_ok=True)
     say(f"installing for {device} into {arguments.venv}; takes a few minutes the first time, nothing the next")
-    if missing := missing_system_packages(device):
-        install_system_packages(missing)
+    if (missing := missing_system_packages(device)) and (problem := install_system_packages(missing)):
+        fail(problem)
+    if device == "cpu" and not compiles:
+        wanted = fingerprint(device, ensure_compiler())
     python = ensure_venv(arguments.venv)
     if device == "cpu":
         install_cpu(python, arguments.torch_index)

@@ -13,7 +13,15 @@ from tiny_folder import TINY_CONFIG
 from panoserve.configs.model import ModelConfig
 from panoserve.errors import CacheTooSmallError, InvalidRequestError, PanoramaFailedError
 from panoserve.serve.http.errors import ApiError, as_api_error
-from panoserve.serve.http.fields import FIELDS, OPENAI_FIELDS, OUR_FIELDS, ImageJob, image_job, parse_body
+from panoserve.serve.http.fields import (
+    FIELDS,
+    OPENAI_FIELDS,
+    OUR_FIELDS,
+    REQUEST_NAMES,
+    ImageJob,
+    image_job,
+    parse_body,
+)
 from panoserve.serve.request import MAX_SEED, PanoramaRequest
 
 CROP = TINY_CONFIG.grid.crop_pixels
@@ -50,7 +58,7 @@ def test_every_argument_of_the_client_is_known() -> None:
 
 def test_our_fields_are_those_of_a_request() -> None:
     """Everything that a PanoramaRequest can be told is in reach of a client, but for tensors, and who goes first."""
-    reached = set(OUR_FIELDS.values()) | {"prompt", "width", "height"}
+    reached = {REQUEST_NAMES.get(name, name) for name in OUR_FIELDS} | {"prompt", "width", "height"}
     kept = {"features", "given", "negative_features", "part", "priority"}
     assert reached == set(PanoramaRequest.__dataclass_fields__) - kept
 

@@ -1,7 +1,7 @@
 """Whatever a client sends, our routes answer in OpenAI's shape and never by a 500: Hypothesis over fields and bytes.
 
-Everything is real but the engine (fake_service.py). No schema of ours exists to be tested against (a body's fields
-depend on the model), so the fields themselves are the strategy.
+Everything is real but the engine (fake_service.py). The fields themselves are the strategy, with values that are likely
+for this model; test_http_schema.py has schemathesis do the same from the schema.
 """
 
 from __future__ import annotations

@@ -97,11 +97,11 @@ def test_the_fingerprint_follows_every_input(install: ModuleType, tmp_path: Path
     (tmp_path / "kernels" / "native").mkdir(parents=True)
     for name in (*names, "requirements/cuda.txt"):
         (tmp_path / name).write_text("a")
-    seen = {install.fingerprint("cpu", tmp_path), install.fingerprint("cuda", tmp_path)}
+    seen = {install.fingerprint(*kind, tmp_path) for kind in (("cpu", True), ("cpu", False), ("cuda", False))}
     for name in names:
         (tmp_path / name).write_text("b")
-        seen.add(install.fingerprint("cpu", tmp_path))
-    assert len(seen) == 2 + len(names)
+        seen.add(install.fingerprint("cpu", True, tmp_path))
+    assert len(seen) == 3 + len(names)
 
 
 class Recorder:
@@ -112,6 +112,7 @@ class Recorder:
         self.fail_at = fail_at
         monkeypatch.setattr(install, "ensure_venv", lambda venv: venv / "bin" / "python")
         monkeypatch.setattr(install, "missing_system_packages", lambda device: [])
+        monkeypatch.setattr(install, "compiles_kernels", lambda: True)
         monkeypatch.setattr(install, "pip", self.run)
         monkeypatch.setattr(install.subprocess, "run", lambda command, **options: None)  # byte code
 
@@ -143,7 +144,7 @@ def test_an_interrupted_installation_is_taken_up_again(
     Recorder(monkeypatch, install)
     install.main(["--venv", str(tmp_path), "--device", "cpu"])
     assert (tmp_path / install.STAMP).is_file()
-    monkeypatch.setattr(install, "fingerprint", lambda device: "changed")
+    monkeypatch.setattr(install, "fingerprint", lambda device, compiles: "changed")
     recorder = Recorder(monkeypatch, install, fail_at)
     with pytest.raises(SystemExit, match="install: error: "):
         install.main(["--venv", str(tmp_path), "--device", "cpu"])
@@ -165,7 +166,7 @@ def test_a_machine_without_the_cpu_wheel_is_told_what_to_do(
 
 
 def test_missing_system_packages_are_named_to_an_ordinary_user(
-    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_library(name: str) -> Any:
         raise OSError(name)
@@ -174,8 +175,33 @@ def test_missing_system_packages_are_named_to_an_ordinary_user(
     monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
     assert install.missing_system_packages("cpu") == ["libnuma1"]
     assert install.missing_system_packages("cuda") == []
-    with pytest.raises(SystemExit, match="sudo apt-get install -y libnuma1"):
-        install.install_system_packages(["libnuma1"])
+    assert "sudo apt-get install -y libnuma1" in install.install_system_packages(["libnuma1"])
+    with pytest.raises(SystemExit, match="this machine lacks libnuma1"):
+        install.main(["--venv", str(tmp_path), "--device", "cpu"])
+
+
+def test_without_a_compiler_kernels_are_left_out_until_there_is_one(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder(monkeypatch, install)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(install, "compiles_kernels", lambda: False)
+    install.main(["--venv", str(tmp_path), "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert "several times slower" in said and "sudo apt-get install -y gcc libc6-dev python3." in said
+    first = len(recorder.pip)
+    install.main(["--venv", str(tmp_path), "--device", "cpu"])  # nothing has changed
+    assert len(recorder.pip) == first
+    monkeypatch.setattr(install, "compiles_kernels", lambda: True)
+    install.main(["--venv", str(tmp_path), "--device", "cpu"])
+    assert len(recorder.pip) > first
+
+
+def test_headers_are_looked_for(install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not install.compiles_kernels():
+        pytest.skip("no compiler here")
+    monkeypatch.setattr(install.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert not install.compiles_kernels()
 
 
 def test_another_python_is_refused(install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

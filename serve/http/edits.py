@@ -13,19 +13,9 @@ import numpy as np
 from panoserve.configs.model import ModelConfig
 from panoserve.errors import InvalidRequestError
 from panoserve.serve.extend import Extension, Sides, check_extension
+from panoserve.serve.http.checks import Field, checked_later, one_of, refused
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.fields import (
-    FIELDS,
-    Check,
-    ImageJob,
-    as_it_is,
-    check_format,
-    one_of,
-    output_of,
-    refused,
-    request_of,
-    several,
-)
+from panoserve.serve.http.fields import FIELDS, ImageJob, check_format, output_of, request_of, several
 from panoserve.serve.http.settings import MAX_EDIT_PIXELS
 from panoserve.serve.redraw import masked_work
 from panoserve.serve.request import PanoramaRequest
@@ -34,11 +24,11 @@ from panoserve.vq.images import read_picture
 
 SIDES = tuple(Sides.__dataclass_fields__)
 GENERATION_ONLY = ("style", "moderation", "loop")
-EDIT_FIELDS: dict[str, Check] = {
-    **{name: check for name, check in FIELDS.items() if name not in GENERATION_ONLY},
-    "input_fidelity": one_of("high", "low"),  # what is kept is kept exactly
+EDIT_FIELDS: dict[str, Field] = {
+    **{name: field for name, field in FIELDS.items() if name not in GENERATION_ONLY},
+    "input_fidelity": one_of("high", "low").noted("without effect: what is kept is kept exactly"),
     "markup": refused("say what to draw with a prompt, and where with a mask"),
-    **dict.fromkeys(SIDES, as_it_is),  # Sides checks them
+    **dict.fromkeys(SIDES, checked_later("integer", minimum=0).noted("pixels to add on this side")),
 }
 
 

@@ -19,23 +19,11 @@ import numpy as np
 
 from panoserve.configs.model import ModelConfig
 from panoserve.serve.endless import DIRECTIONS, Frontier
+from panoserve.serve.http.checks import Field, one_of, shown, whole
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.fields import (
-    FIELDS,
-    OUR_FIELDS,
-    Check,
-    Output,
-    as_it_is,
-    one_of,
-    output_of,
-    request_of,
-    shown,
-    text,
-    whole,
-)
+from panoserve.serve.http.fields import FIELDS, OUR_FIELDS, Output, output_of, request_of
 from panoserve.serve.http.pictures import base64_text, encoded
 from panoserve.serve.http.runs import Events, Run
-from panoserve.serve.http.settings import MAX_PROMPT_CHARACTERS
 from panoserve.serve.prompts import PromptAt
 from panoserve.vq.endless import EndlessDecoder
 from panoserve.vq.images import to_pil
@@ -52,15 +40,18 @@ MAX_STEERS = 1000  # prompts of one panorama
 GIB = 1 << 30
 ROOM_SECONDS = 0.5  # between looks for room in the queue
 
-ENDLESS_FIELDS: dict[str, Check] = {
+ENDLESS_FIELDS: dict[str, Field] = {
     **{name: FIELDS[name] for name in ("prompt", "model", "output_format", "output_compression", *OUR_FIELDS)},
     "direction": one_of(*DIRECTIONS),
-    "width": whole(1, MAX_PIXELS),
-    "height": whole(1, MAX_PIXELS),
-    "crops": whole(1, MAX_CROPS),
-    "limit": whole(1, MAX_PIXELS),
+    "width": whole(1, MAX_PIXELS).noted("pixels across, where the direction is down"),
+    "height": whole(1, MAX_PIXELS).noted("pixels across, where the direction is right"),
+    "crops": whole(1, MAX_CROPS).noted("crops of a segment"),
+    "limit": whole(1, MAX_PIXELS).noted("pixels after which to stop; without it, when the stream is closed"),
 }
-STEER_FIELDS: dict[str, Check] = {"prompt": text(MAX_PROMPT_CHARACTERS), "label": as_it_is, "at": whole(0, 2**53)}
+STEER_FIELDS: dict[str, Field] = {
+    **{name: FIELDS[name] for name in ("prompt", "label")},
+    "at": whole(0, 2**53).noted("pixel from which it holds; by default as soon as possible"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

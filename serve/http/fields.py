@@ -1,4 +1,4 @@
-"""The body of POST /v1/images/generations: every field is honoured or refused by name, and None is never an error.
+"""The body of POST /v1/images/generations: every field is honoured or refused by name.
 
 Fields of OpenAI's API that ask for what this server does not do are refused; the few that only ask for more or less of
 something it has one of (quality, style, moderation) are accepted without effect (docs/serving.md has the table).
@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from panoserve.configs.model import ModelConfig
+from panoserve.redirect.plan import CONTEXTS
+from panoserve.serve.http.checks import (
+    Field,
+    checked_later,
+    flag,
+    one_of,
+    prompts_along,
+    refused,
+    shown,
+    size,
+    text,
+    whole,
+)
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_PROMPTS
-from panoserve.serve.request import PanoramaRequest
+from panoserve.serve.http.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS
+from panoserve.serve.request import MAX_GUIDANCE, MAX_SEED, MAX_TEMPERATURE, PanoramaRequest
 from panoserve.serve.work import FreshPicture, Work
 
 # Longest side that the format can hold, in pixels; Pillow and libwebp refuse more.
 MAX_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
-
-Check = Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,127 +69,48 @@ class ImageJob:
         return f"{self.requests[0].width}x{self.requests[0].height}"
 
 
-def text(most: int) -> Check:
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str):
-            raise bad_value(name, f"{name} is {shown(value)}, but must be a string")
-        if len(value) > most:
-            raise bad_value(name, f"{name} has {len(value)} characters, but at most {most} are taken")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise bad_value(name, f"{name} holds half of a surrogate pair, which is no character")
-        return value
-
-    return check
-
-
-def whole(low: int, high: int) -> Check:
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise bad_value(name, f"{name} is {shown(value)}, but must be a whole number from {low} to {high}")
-        return value
-
-    return check
-
-
-def one_of(*options: str, refused: str = "") -> Check:
-    def check(name: str, value: Any) -> str:
-        if value not in options:
-            why = f"; {refused}" if refused else ""
-            raise bad_value(name, f"{name} is {shown(value)}, but must be {' or '.join(options)}{why}")
-        return str(value)
-
-    return check
-
-
-def flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise bad_value(name, f"{name} is {shown(value)}, but must be true or false")
-    return value
-
-
-def as_it_is(_: str, value: Any) -> Any:
-    """PanoramaRequest checks it."""
-    return value
-
-
-def prompts_along(name: str, value: Any) -> list[Any]:
-    """At most MAX_PROMPTS prompts with their places, whose texts are texts; PanoramaRequest checks the rest."""
-    if not isinstance(value, list) or len(value) > MAX_PROMPTS:
-        raise bad_value(name, f"{name} is {shown(value)}, but must be a list of at most {MAX_PROMPTS} objects")
-    for entry in value:
-        if isinstance(entry, dict) and entry.get("prompt") is not None:
-            text(MAX_PROMPT_CHARACTERS)(name, entry["prompt"])
-    return value
-
-
-def refused(reason: str) -> Check:
-    def check(name: str, value: Any) -> NoReturn:
-        raise ApiError(400, f"{name} is not supported: {reason}", code="unsupported_parameter", param=name)
-
-    return check
-
-
-def pixels(name: str, value: Any) -> tuple[int, int] | None:
-    """`1152x192` as (width, height); `auto` is None."""
-    if value == "auto":
-        return None
-    found = re.fullmatch(r"(\d{1,7})x(\d{1,7})", value) if isinstance(value, str) else None
-    if not found:
-        raise bad_value(name, f"{name} is {shown(value)}, but must be auto or WIDTHxHEIGHT in pixels, such as 1152x192")
-    return int(found[1]), int(found[2])
-
-
-OPENAI_FIELDS: dict[str, Check] = {
-    "prompt": text(MAX_PROMPT_CHARACTERS),
-    "model": text(1000),
-    "n": whole(1, MAX_IMAGES),
-    "size": pixels,
+OPENAI_FIELDS: dict[str, Field] = {
+    "prompt": text(MAX_PROMPT_CHARACTERS).noted("what to draw; empty for a class-conditional model"),
+    "model": text(1000).noted("a name of /v1/models"),
+    "n": whole(1, MAX_IMAGES).noted("so many pictures, with seeds seed, seed + 1, ..."),
+    "size": size().noted("WIDTHxHEIGHT in pixels; auto: six crops wide, one high"),
     "response_format": one_of("b64_json", "url"),
     "output_format": one_of("png", "jpeg", "webp", refused="animations and vector graphics are not made here"),
-    "output_compression": whole(0, 100),
+    "output_compression": whole(0, 100).noted("the quality of jpeg and webp"),
     "background": one_of("auto", "opaque", refused="pictures have no transparency"),
-    "stream": flag,
-    "partial_images": whole(0, 1000),
-    "user": text(1000),
-    "safety_identifier": text(1000),
+    "stream": flag().noted("send events while rows are completed"),
+    "partial_images": whole(0, 1000).noted("so many partial pictures, in a stream"),
+    "user": text(1000).noted("repeated in the answer"),
+    "safety_identifier": text(1000).noted("repeated in the answer"),
     # One quality, one style and no moderation are all there is.
-    "quality": one_of("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"),
-    "style": one_of("vivid", "natural"),
-    "moderation": one_of("auto", "low"),
+    "quality": one_of("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd").noted("without effect"),
+    "style": one_of("vivid", "natural").noted("without effect"),
+    "moderation": one_of("auto", "low").noted("without effect"),
     "complexity": refused("there is no planning to spend computation on"),
     "frame_count": refused("this server makes still pictures"),
     "frame_duration_ms": refused("this server makes still pictures"),
     "svg": refused("this server makes no vector graphics"),
 }
-# Ours, at the top level of the body: the client's extra_body. What they are called in PanoramaRequest.
-OUR_FIELDS = {
-    "label": "label",
-    "stride": "stride",
-    "row_stride": "row_stride",
-    "loop": "loop",
-    "prompts": "prompts",
-    "blend": "blend",
-    "negative_prompt": "negative_prompt",
-    "seed": "seed",
-    "guidance_scale": "guidance",
-    "guidance_interval": "guidance_interval",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "context": "context",
+# Ours, at the top level of the body: the client's extra_body.
+OUR_FIELDS: dict[str, Field] = {
+    "label": checked_later("integer", minimum=0).noted("the class, for a class-conditional model"),
+    "stride": checked_later("integer", minimum=1).noted("columns of codes that a crop adds"),
+    "row_stride": checked_later("integer", minimum=1).noted("rows of codes that a crop adds"),
+    "loop": checked_later("boolean").noted("the right edge meets the left one"),
+    "prompts": prompts_along().noted("what else to draw, and where"),
+    "blend": checked_later("number", minimum=0).noted("over what width prompts shade into each other"),
+    "negative_prompt": text(MAX_PROMPT_CHARACTERS).noted("what guidance leads away from"),
+    "seed": checked_later("integer", minimum=0, maximum=MAX_SEED).noted("same seed, same picture"),
+    "guidance_scale": checked_later("number", minimum=0, maximum=MAX_GUIDANCE).noted("1 or less is off"),
+    "guidance_interval": checked_later("integer", minimum=-1).noted("guide the first codes of a crop only; -1: all"),
+    "temperature": checked_later("number", minimum=0, maximum=MAX_TEMPERATURE).noted("0 is greedy"),
+    "top_k": checked_later("integer", minimum=0).noted("0 keeps every code"),
+    "top_p": checked_later("number", exclusiveMinimum=0, maximum=1).noted("1 keeps every code"),
+    "context": checked_later("string", enum=list(CONTEXTS)).noted("how given codes get their keys and values"),
 }
-FIELDS: dict[str, Check] = {
-    **OPENAI_FIELDS,
-    **dict.fromkeys(OUR_FIELDS, as_it_is),
-    "prompts": prompts_along,
-    "negative_prompt": text(MAX_PROMPT_CHARACTERS),
-}
-
-
-def shown(value: Any) -> str:
-    """A value as the client wrote it, cut to a length that an error message can bear."""
-    written = json.dumps(value, ensure_ascii=False)
-    return written if len(written) <= 60 else f"{written[:57]}..."
+FIELDS: dict[str, Field] = {**OPENAI_FIELDS, **OUR_FIELDS}
+# What PanoramaRequest calls otherwise; an error's names are turned back by errors.PARAM_NAMES.
+REQUEST_NAMES = {"guidance_scale": "guidance"}
 
 
 def no_constant(name: str) -> NoReturn:
@@ -188,7 +118,7 @@ def no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def parse_body(body: bytes, fields: dict[str, Check] | None = None) -> dict[str, Any]:
+def parse_body(body: bytes, fields: dict[str, Field] | None = None) -> dict[str, Any]:
     """The JSON object of a request body, fields that are null left out. Raises ApiError.
 
     fields: what is known, with its checks; by default FIELDS.
@@ -203,14 +133,14 @@ def parse_body(body: bytes, fields: dict[str, Check] | None = None) -> dict[str,
     return checked(values, FIELDS if fields is None else fields)
 
 
-def checked(values: dict[str, Any], fields: dict[str, Check]) -> dict[str, Any]:
+def checked(values: dict[str, Any], fields: dict[str, Field]) -> dict[str, Any]:
     """Values whose names and kinds are right, those that are None left out. Raises ApiError."""
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(fields))}"
             raise ApiError(400, f"unknown field {shown(name)}{hint}", code="unknown_parameter", param=name)
-    return {name: fields[name](name, value) for name, value in values.items() if value is not None}
+    return {name: fields[name].check(name, value) for name, value in values.items() if value is not None}
 
 
 def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> ImageJob:
@@ -268,7 +198,7 @@ def check_format(output: Output, request: PanoramaRequest) -> None:
 
 def request_of(values: dict[str, Any], config: ModelConfig) -> PanoramaRequest:
     """The panorama that the fields ask for, its size left open, as is what was left out."""
-    named = {ours: values[name] for name, ours in OUR_FIELDS.items() if name in values}
+    named = {REQUEST_NAMES.get(name, name): values[name] for name in OUR_FIELDS if name in values}
     prompt = values.get("prompt")
     if config.condition == "class" and not prompt:
         prompt = None  # openai's client cannot leave it out

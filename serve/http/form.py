@@ -10,11 +10,12 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from panoserve.serve.http.checks import shown
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.fields import no_constant, shown
+from panoserve.serve.http.fields import no_constant
 from panoserve.serve.http.settings import MAX_FORM_BYTES
 
-FILES = ("image", "mask")
+FILES = {"image": "the picture", "mask": "transparent where something is to be drawn; of the picture's size"}
 MAX_FILES = 17  # as many as OpenAI takes, so that it is we who say that there is one picture too many
 MAX_FIELDS = 100
 # Fields whose value is a text as it stands; of all others it is JSON, since a form knows texts only.

@@ -17,8 +17,9 @@ from starlette.types import Send
 from panoserve.serve.http.edits import EDIT_FIELDS, edit_job
 from panoserve.serve.http.endless import ENDLESS_FIELDS, STEER_FIELDS, EndlessJob, endless_job
 from panoserve.serve.http.errors import ApiError
-from panoserve.serve.http.fields import ImageJob, checked, image_job, parse_body
+from panoserve.serve.http.fields import FIELDS, ImageJob, checked, image_job, parse_body
 from panoserve.serve.http.form import FILES, form_of, parts_of
+from panoserve.serve.http.openapi import EVENTS, ImagesAnswer, SteerAnswer, answers, form_body, json_body, pictures
 from panoserve.serve.http.options import options_of
 from panoserve.serve.http.pictures import MEDIA_TYPES
 from panoserve.serve.http.service import ImageService, cancelled
@@ -35,7 +36,7 @@ def service_of(request: Request) -> ImageService:
     return service
 
 
-@router.post("/v1/images/generations")
+@router.post("/v1/images/generations", responses=answers(ImagesAnswer, EVENTS), openapi_extra=json_body(FIELDS))
 async def generations(request: Request) -> Response:
     """OpenAI's image generation: one panorama or several, whole or as a stream of events."""
     service = service_of(request)
@@ -48,7 +49,9 @@ async def generations(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-@router.post("/v1/images/edits")
+@router.post(
+    "/v1/images/edits", responses=answers(ImagesAnswer, EVENTS), openapi_extra=form_body(EDIT_FIELDS, FILES, ["image"])
+)
 async def edits(request: Request) -> Response:
     """OpenAI's image edit: a picture extended, or redrawn where a mask is transparent."""
     service = service_of(request)
@@ -68,7 +71,7 @@ async def edits(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-@router.post("/v1/images/endless")
+@router.post("/v1/images/endless", responses=answers(content=EVENTS), openapi_extra=json_body(ENDLESS_FIELDS))
 async def endless(request: Request) -> Response:
     """Ours: a panorama that is drawn, tile by tile, for as long as its stream is read."""
     service = service_of(request)
@@ -81,7 +84,7 @@ async def endless(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-@router.post("/v1/images/endless/{name}/steer")
+@router.post("/v1/images/endless/{name}/steer", responses=answers(SteerAnswer), openapi_extra=json_body(STEER_FIELDS))
 async def steer(name: str, request: Request) -> Response:
     """Ours: another prompt for an endless panorama that is being drawn."""
     service = service_of(request)
@@ -125,14 +128,14 @@ async def stream_of(events: AsyncGenerator[dict[str, Any]]) -> Response:
     return response
 
 
-@router.get("/v1/images/options")
+@router.get("/v1/images/options", responses=answers())
 async def options(request: Request) -> Response:
     """What this server can be asked for: the page builds its form from it."""
     service = service_of(request)
     return JSONResponse(options_of(service.engine.config, service.settings, service.model))
 
 
-@router.get("/images/{name}")
+@router.get("/images/{name}", responses=answers(content=pictures()))
 async def picture(name: str, request: Request) -> Response:
     """A picture that was asked for as `url`. Outside /v1, since an <img> sends no API key: the name is the key."""
     stem, _, suffix = name.rpartition(".")
