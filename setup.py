@@ -13,7 +13,8 @@ FOLDERS = ("configs", "kernels", "vq", "models", "redirect", "serve", "train", "
 package_dir = {"panoserve": "panoserve"} | {f"panoserve.{folder}": folder for folder in FOLDERS}
 packages = list(package_dir) + [f"panoserve.{f}.{sub}" for f in FOLDERS for sub in find_packages(f)]
 
-# Optional: without a C compiler, or with one that does not know AMX, the CPU keeps vLLM's and torch's own operators.
+# Optional: without a C compiler, or with one that does not know AMX's or AVX-512's names, the CPU keeps vLLM's and
+# torch's own operators.
 native = Extension(
     "panoserve.kernels._native",
     sorted(glob("kernels/native/*.c")),

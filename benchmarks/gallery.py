@@ -21,7 +21,7 @@ import numpy as np
 
 from panoserve.benchmarks.intervals import bootstrap
 from panoserve.benchmarks.machine import describe
-from panoserve.benchmarks.seams import Steps, seam_steps
+from panoserve.benchmarks.seams import NEAR, Steps, seam_steps
 from panoserve.cli_files import write_atomically
 from panoserve.cli_model import open_folder
 from panoserve.configs.grid import Grid
@@ -126,15 +126,14 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], Seen]:
 
 
 def shown(steps: list[Steps]) -> str:
-    """Both ratios of all pictures together, each with its interval over pictures."""
-    if not steps[0].crops.count:
-        return "- | -"
+    """The three ratios of all pictures together, each with its interval over pictures."""
 
     def ratio(of: Callable[[Steps], float]) -> str:
         estimate = bootstrap(lambda chosen: of(sum((steps[number] for number in chosen), Steps())), len(steps))
         return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
-    return f"{ratio(lambda all_: all_.ratio)} | {ratio(lambda all_: all_.ratio_to_codes)}"
+    ratios = (lambda all_: all_.ratio, lambda all_: all_.ratio_to_codes, lambda all_: all_.ratio_to_near)
+    return " | ".join(ratio(of) for of in ratios)
 
 
 def page(steps: Seen, pictures: int) -> str:
@@ -146,14 +145,18 @@ def page(steps: Seen, pictures: int) -> str:
         "Pictures of the embedded model, one of each kind; written by `python -m panoserve.benchmarks.gallery`. The",
         "*seam ratio* is the mean absolute difference of neighbouring pixels across borders between crops, divided by",
         "the same everywhere else in the pictures (1 is invisible), or by the same across other borders between codes,",
-        f"which are rougher than the inside of a code whoever drew them; over {pictures} pictures of different prompts",
-        "and seeds, with 95 % intervals over pictures (bootstrap): one whose bands do not fit outweighs many others.",
-        f"bfloat16; {machine['isa']}; commit {machine['commit']}.",
-        "",
-        "| kind | from column to column | over borders of codes | from row to row | over borders of codes |",
-        "| --- | --- | --- | --- | --- |",
-        *(f"| {kind.name} | {shown(steps[kind.name, 1])} | {shown(steps[kind.name, 0])} |" for kind in KINDS),
+        "which are rougher than the inside of a code whoever drew them, or across those of them that are at most",
+        f"{NEAR} codes away, which show the like: skies are smooth, foregrounds are not. Over {pictures} pictures of",
+        "different prompts and seeds, with 95 % intervals over pictures (bootstrap): one whose bands do not fit",
+        f"outweighs many others. bfloat16; {machine['isa']}; commit {machine['commit']}.",
     ]
+    for axis, name in ((1, "column to column"), (0, "row to row")):
+        lines += [
+            "",
+            f"| from {name} | over all else | over borders of codes | over those nearby |",
+            "| --- | --- | --- | --- |",
+            *(f"| {k.name} | {shown(steps[k.name, axis])} |" for k in KINDS if steps[k.name, axis][0].crops.count),
+        ]
     for kind in KINDS:
         lines += ["", f"## {kind.caption}", "", f"![{kind.caption}]({kind.name}.jpg)"]
         if "prompt" not in kind.fields:

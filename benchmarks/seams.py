@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from panoserve.redirect.plan import Plan
 
+NEAR = 4  # codes to either side of a border between crops
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -31,15 +33,17 @@ class Steps:
 
     Borders of crops are borders of codes, and those are rougher than the inside of a code in any picture that a VQ
     tokenizer decodes. So a ratio to everything else says how visible borders of crops are, and the ratio to other
-    borders of codes says what part of that the crops themselves answer for.
+    borders of codes says what part of that the crops themselves answer for. `near` are those of `codes` that lie at
+    most NEAR codes from a border of crops: like it in what they show, where skies are smooth and foregrounds are not.
     """
 
     crops: Tally = field(default_factory=Tally)
     codes: Tally = field(default_factory=Tally)
     inside: Tally = field(default_factory=Tally)
+    near: Tally = field(default_factory=Tally)
 
     def __add__(self, more: Steps) -> Steps:
-        return Steps(self.crops + more.crops, self.codes + more.codes, self.inside + more.inside)
+        return Steps(self.crops + more.crops, self.codes + more.codes, self.inside + more.inside, self.near + more.near)
 
     @property
     def ratio(self) -> float:
@@ -50,6 +54,11 @@ class Steps:
     def ratio_to_codes(self) -> float:
         """The same over the mean step across other borders of codes."""
         return _ratio(self.crops, self.codes)
+
+    @property
+    def ratio_to_near(self) -> float:
+        """The same over the mean step across other borders of codes nearby."""
+        return _ratio(self.crops, self.near)
 
 
 def _ratio(part: Tally, rest: Tally) -> float:
@@ -81,4 +90,20 @@ def seam_steps(image: NDArray[np.uint8], plan: Plan, axis: int, loop: bool = Fal
         step, crosses = step.take(range(step.shape[axis] - 1), axis), crosses.take(range(step.shape[axis] - 1), axis)
     ends = np.arange(step.shape[axis]) % scale == scale - 1  # the last pixel of a code
     ends = np.broadcast_to(ends if axis == 1 else ends[:, None], step.shape)
-    return Steps(*(Tally(float(step[at].sum()), int(at.sum())) for at in (crosses, ends & ~crosses, ~ends)))
+    beside = _dilated(crosses, scale, axis, around=loop and axis == 1)
+    kinds = (crosses, ends & ~crosses, ~ends, ends & ~crosses & beside)
+    return Steps(*(Tally(float(step[at].sum()), int(at.sum())) for at in kinds))
+
+
+def _dilated(mask: NDArray[np.bool_], scale: int, axis: int, around: bool) -> NDArray[np.bool_]:
+    """What lies 1 .. NEAR codes to either side of a mask along an axis, or is in it; `around`: the axis is a circle."""
+    wide = mask.copy()
+    for pixels in range(scale, NEAR * scale + 1, scale):
+        for shift in (pixels, -pixels):
+            moved = np.roll(mask, shift, axis)
+            if not around:  # nothing comes in from the other side
+                size = mask.shape[axis]
+                lost = range(min(shift, size)) if shift > 0 else range(max(size + shift, 0), size)
+                np.moveaxis(moved, axis, 0)[list(lost)] = False
+            wide |= moved
+    return wide

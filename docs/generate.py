@@ -44,7 +44,7 @@ CLI_OPENING = """# The command line
 Made from the program itself by `make docs`; edit panoserve/cli.py, not this page.
 
 Results go to stdout, everything else (progress, warnings, errors) to stderr. An error is one line that starts with
-`panoserve: error:`; nothing has been written then.
+`panoserve: error:`. What is wrong with a request is said before anything is written.
 
 | exit code | meaning |
 |---|---|
@@ -81,7 +81,7 @@ def command_section(parser: argparse.ArgumentParser) -> str:
         names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar or action.dest}`"
         if action.option_strings and action.nargs != 0:
             metavar = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
-            names += f" `{metavar or ' | '.join(action.choices or [])}`".replace("|", "\\|")
+            names += f" `{metavar or ' | '.join(action.choices or [action.dest.upper()])}`".replace("|", "\\|")
         rows.append(f"| {names} | {(action.help or '').replace('%%', '%')} |")
     return f"## {parser.prog}\n\n{parser.description}\n\n```text\n{usage}\n```\n\n" + "\n".join(rows) + "\n"
 

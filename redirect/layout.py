@@ -68,6 +68,12 @@ def crop_windows(
     return [((a, b), (rows[a], columns[b])) for a, b in order]
 
 
+def count_windows(canvas: Canvas, grid: Grid, stride: int, row_stride: int, loop: bool) -> int:
+    """How many there are, without a list of them."""
+    columns = loop_starts(canvas.columns, grid.side, stride) if loop else crop_starts(canvas.columns, grid.side, stride)
+    return len(crop_starts(canvas.rows, grid.side, row_stride)) * len(columns)
+
+
 def canvas_plan(
     canvas: Canvas,
     grid: Grid,

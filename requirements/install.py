@@ -77,7 +77,7 @@ def missing_system_packages(device: str) -> list[str]:
     try:
         import ensurepip  # noqa: F401  (Debian splits it off)
     except ImportError:
-        missing.append("python3-venv")
+        missing.append(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")
     if device == "cpu" and sys.platform == "linux":
         try:
             ctypes.CDLL("libnuma.so.1")
@@ -98,24 +98,33 @@ def install_system_packages(names: list[str]) -> str:
     return ""
 
 
-def compiles_kernels() -> bool:
-    """Whether there are a C compiler, OpenMP and Python's headers, which kernels/native is built with."""
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+def compiles(header: str) -> bool:
+    """Whether the compiler that setuptools will call is there, and finds a header."""
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     if shutil.which(compiler) is None:
         return False
     command = [compiler, "-fopenmp", "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-o", os.devnull, "-"]
-    program = b"#include <Python.h>\n#include <omp.h>\n"
+    program = f"#include <{header}>\n".encode()
     return subprocess.run(command, input=program, capture_output=True, check=False).returncode == 0
+
+
+def compiles_kernels() -> bool:
+    """Whether there are a C compiler, OpenMP and Python's headers, which kernels/native is built with."""
+    return compiles("omp.h") and compiles("Python.h")
 
 
 def ensure_compiler() -> bool:
     """compiles_kernels, after an attempt to install what is missing. Without it everything works, but slowly."""
+    problems = []
+    if not compiles("omp.h"):
+        problems.append(install_system_packages(["gcc", "libc6-dev"]))
+    if compiles("omp.h") and not compiles("Python.h"):  # a Python that is not the system's brings its own
+        problems.append(install_system_packages([f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"]))
     if compiles_kernels():
         return True
-    problem = install_system_packages(["gcc", "libc6-dev", f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"])
-    if compiles_kernels():
-        return True
-    say(f"our kernels will not be built, and drawing on the CPU will be several times slower: {problem}")
+    wanted = "a C compiler with OpenMP, and the header Python.h of this Python"
+    reasons = "; ".join(filter(None, problems)) or f"what is needed: {wanted}"
+    say(f"our kernels will not be built, and drawing on the CPU will be several times slower: {reasons}")
     return False
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Place = int | float  # along a side of the picture: a whole number is pixels, one with a decimal point a share of it
 Mixture = tuple[tuple[int, float], ...]  # (subject, share) of a crop; shares add up to 1
+MAX_PLACE = 2**53  # pixels, along a panorama without an end, too; a float holds them all
 SAMPLES = 16  # places a side at which a blend looks up what is in force
 
 
@@ -38,11 +39,10 @@ class PromptAt:
     top: Place = 0
     bottom: Place | None = None
 
-    def holds_at(self, x: float, y: float, width: float, height: float) -> bool:
-        """Whether the rectangle contains pixel (x, y) of a picture of width x height."""
-        left, right = _pixels(self.left, width), _pixels(width if self.right is None else self.right, width)
-        top, bottom = _pixels(self.top, height), _pixels(height if self.bottom is None else self.bottom, height)
-        return left <= x < right and top <= y < bottom
+    def area(self, width: float, height: float) -> tuple[float, float, float, float]:
+        """The rectangle (left, right, top, bottom) in pixels, of a picture of width x height."""
+        right, bottom = width if self.right is None else self.right, height if self.bottom is None else self.bottom
+        return _pixels(self.left, width), _pixels(right, width), _pixels(self.top, height), _pixels(bottom, height)
 
     def to_json(self) -> dict[str, Any]:
         """The fields that differ from their defaults; features cannot be written."""
@@ -76,7 +76,7 @@ def parse_prompts(values: Any) -> tuple[PromptAt, ...]:
         if isinstance(value, PromptAt):
             parsed.append(value)
         elif isinstance(value, Mapping) and value.keys() <= set(names):
-            parsed.append(PromptAt(**value))
+            parsed.append(PromptAt(**{name: given for name, given in value.items() if given is not None}))
         else:
             got = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
             raise InvalidRequestError(
@@ -87,11 +87,12 @@ def parse_prompts(values: Any) -> tuple[PromptAt, ...]:
 
 def check_place(name: str, place: Any) -> None:
     """Raise InvalidRequestError unless `place` is whole pixels or a share from 0.0 to 1.0."""
-    pixels = isinstance(place, int) and not isinstance(place, bool) and place >= 0
+    pixels = isinstance(place, int) and not isinstance(place, bool) and 0 <= place <= MAX_PLACE
     share = isinstance(place, float) and 0 <= place <= 1
     if not pixels and not share:
         raise InvalidRequestError(
-            f"{name} is {place!r}; expected whole pixels from 0 on, or a share from 0.0 to 1.0 with a decimal point",
+            f"{name} is {place!r}; expected whole pixels from 0 to {MAX_PLACE}, or a share from 0.0 to 1.0 with a "
+            "decimal point",
             "prompts" if name != "blend" else "blend",
         )
 
@@ -107,16 +108,24 @@ def mixtures(request: PanoramaRequest, grid: Grid, windows: Iterable[tuple[int, 
     width, height = part.width, part.height
     blend_x, blend_y = _pixels(request.blend, width), _pixels(request.blend, height)
     steps = [(index + 0.5) / SAMPLES - 0.5 for index in range(SAMPLES)] if request.blend else [0.0]
+    areas = [prompt.area(width, height) for prompt in request.prompts]
     found = []
     for row, column in windows:
         starts = (column + part.column, row + part.row)
         middle_x, middle_y = (start * grid.downsample + grid.crop_pixels / 2 for start in starts)
-        counts: Counter[int] = Counter()
-        for x in (middle_x + step * blend_x for step in steps):
-            x = x % width if request.loop else min(max(x, 0), width - 1)
-            for y in (min(max(middle_y + step * blend_y, 0), height - 1) for step in steps):
-                holding = [i for i, p in enumerate(request.prompts, start=1) if p.holds_at(x, y, width, height)]
-                counts[holding[-1] if holding else 0] += 1
+        xs = [middle_x + step * blend_x for step in steps]
+        xs = [x % width if request.loop else min(max(x, 0), width - 1) for x in xs]
+        ys = [min(max(middle_y + step * blend_y, 0), height - 1) for step in steps]
+        near: list[tuple[int, list[bool], list[bool]]] = []  # subjects that hold somewhere around, the last one first
+        for subject, (left, right, top, bottom) in reversed(list(enumerate(areas, start=1))):
+            across, down = [left <= x < right for x in xs], [top <= y < bottom for y in ys]
+            if any(across) and any(down):
+                near.append((subject, across, down))
+        counts = Counter(
+            next((subject for subject, across, down in near if across[i] and down[j]), 0)
+            for i in range(len(xs))
+            for j in range(len(ys))
+        )
         found.append(tuple((subject, count / counts.total()) for subject, count in sorted(counts.items())))
     return found
 

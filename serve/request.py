@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -131,7 +130,7 @@ class PanoramaRequest:
             assert isinstance(prompt, PromptAt)
             check_subject(prompt, config)
             for name in ("left", "right", "top", "bottom"):
-                if getattr(prompt, name) is not None:
+                if name in ("left", "top") or getattr(prompt, name) is not None:
                     check_place(f"{name} of a prompt", getattr(prompt, name))
 
     def canvas(self, config: ModelConfig) -> Canvas:
@@ -302,7 +301,7 @@ def check_features(name: str, features: Any, config: ModelConfig) -> None:
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= value <= high:
+    if not real or not low <= value <= high:  # which NaN and infinity are not
         raise InvalidRequestError(f"{name} is {value!r}, but must be a number from {low:g} to {high:g}", name)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_form import form_request
+from fake_form import BOUNDARY, form_request
 from openai.resources.images import Images
 from PIL import Image
 from test_cli_extend import png_of_any_size
@@ -188,9 +188,21 @@ def test_texts_become_values() -> None:
         ([], {"content-type": "application/json"}, 415, None),
         ([], {"content-type": "multipart/form-data"}, 400, None),
         ([("prompt", "a")], {"content-type": "multipart/form-data; boundary=other"}, 400, None),
+        (
+            [("prompt", "a")],
+            {"content-type": f"multipart/form-data; boundary={BOUNDARY}; charset=undefined"},
+            400,
+            None,
+        ),
         ([("prompt", "a")], {"sec-fetch-site": "cross-site"}, 403, None),
+        ([("prompt", "a")], {"sec-fetch-site": "same-site", "host": "here", "origin": "http://here"}, 403, None),
+        ([("prompt", "a")], {"host": "here:8000", "origin": "http://elsewhere"}, 403, None),
+        ([("prompt", "a")], {"host": "here:8000", "origin": "null"}, 403, None),
     ],
-    ids=["two", "list", "text", "file", "twice", "files", "long", "huge", "json", "no boundary", "other", "foreign"],
+    ids=[
+        *("two", "list", "text", "file", "twice", "files", "long", "huge", "json", "no boundary", "other", "charset"),
+        *("foreign", "another port", "foreign without https", "no origin"),
+    ],
 )
 def test_what_is_no_good_form(
     parts: list[tuple[str, Any]], headers: dict[str, str], status: int, param: str | None
@@ -198,6 +210,14 @@ def test_what_is_no_good_form(
     with pytest.raises(ApiError) as caught:
         parsed(parts, **headers)
     assert (caught.value.status, caught.value.param) == (status, param)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"sec-fetch-site": "same-origin", "origin": "https://proxy"}, {"host": "here:80", "origin": "http://here:80"}],
+)
+def test_a_page_of_ours_may(headers: dict[str, str]) -> None:
+    assert parsed([("prompt", "a")], **headers) == ({"prompt": "a"}, {})
 
 
 def test_a_foreign_page_may_with_a_header_that_browsers_ask_about() -> None:

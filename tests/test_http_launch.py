@@ -6,17 +6,20 @@ import json
 import os
 import re
 import shlex
+import shutil
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_folder import write_tiny_folder
 
 from panoserve.cli import build_parser
-from panoserve.errors import EnvironmentProblem, ModelFolderError
+from panoserve.errors import EnvironmentProblem, ModelFolderError, PanoramaFailedError
 from panoserve.serve.folder import ModelFolder
 from panoserve.serve.http import launch
-from panoserve.serve.http.plugin import SETTINGS, ImagesPlugin, check_engine
+from panoserve.serve.http.plugin import ENGINE_CLIENT, SETTINGS, ImagesPlugin, check_engine
 from panoserve.serve.http.settings import HttpSettings
 from panoserve.serve.settings import engine_args
 
@@ -142,6 +145,53 @@ def test_a_model_that_makes_no_pictures_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "vq" / "config.json").unlink()
     with pytest.raises(ModelFolderError, match="no vq/"):
         launch.serve(ModelFolder(tmp_path / "tiny"), {}, HttpSettings(), "127.0.0.1", 8000, [])
+
+
+def test_a_model_that_no_prompt_reaches_is_not_served(tmp_path: Path) -> None:
+    folder = ModelFolder(write_tiny_folder(tmp_path / "tiny"))
+    shutil.rmtree(folder.path / "text_encoder")
+    with pytest.raises(ModelFolderError, match="--text-encoder"):
+        launch.serve(folder, {}, HttpSettings(), "127.0.0.1", 8000, [])
+
+
+class Client:
+    """Stands for vLLM's AsyncLLM, of which `died` reads one name."""
+
+    def __init__(self, failed: str | None) -> None:
+        self.engine_core = SimpleNamespace(
+            resources=SimpleNamespace(engine_manager=SimpleNamespace(failed_proc_name=failed))
+        )
+
+
+@pytest.mark.parametrize(
+    ("client", "error", "expected"),
+    [
+        (None, OSError("port in use"), (EnvironmentProblem, "vLLM did not start: port in use")),
+        (Client(None), OSError("disk full"), (OSError, "^disk full$")),
+        (Client("EngineCore_0"), RuntimeError("gone"), (PanoramaFailedError, "the engine process died")),
+        (Client("EngineCore_0"), None, (PanoramaFailedError, "the engine process died")),
+    ],
+    ids=["start", "later", "died loudly", "died quietly"],
+)
+def test_how_a_server_ends(
+    folder: ModelFolder,
+    client: Any,
+    error: Exception | None,
+    expected: tuple[type[Exception], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.entrypoints.launchers.api_server import entry
+
+    async def run_server(arguments: Any) -> None:
+        if client is not None:
+            setattr(arguments, ENGINE_CLIENT, client)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(entry, "run_server", run_server)
+    monkeypatch.setattr(launch, "server_arguments", lambda *_: Namespace())
+    with pytest.raises(expected[0], match=expected[1]):
+        launch.serve(folder, {}, HttpSettings(), "127.0.0.1", 8000, [])
 
 
 def test_an_installation_without_our_entry_point_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from tiny_folder import TINY_CONFIG
 from vq_weights import TINY_VQ, filled_vq
 
 from panoserve.errors import EnvironmentProblem
-from panoserve.serve.http.backlog import MAX_WAIT, UNKNOWN_WAIT, Backlog
+from panoserve.serve.http.backlog import MAX_WAIT, RATE_WINDOW, UNKNOWN_WAIT, Backlog
 from panoserve.serve.http.errors import ApiError
 from panoserve.serve.http.fields import image_job
 from panoserve.serve.http.logs import JsonLines
@@ -65,6 +65,22 @@ def test_retry_after_follows_the_rate() -> None:
     ticket.drew(1)
     clock.now += 10
     assert backlog.seconds_until(1000) == MAX_WAIT
+
+
+def test_what_was_drawn_long_ago_is_forgotten() -> None:
+    clock = Clock()
+    ticket = (backlog := Backlog(10**6, clock)).accept(10**6)
+    for _ in range(1000):
+        ticket.drew(1)
+        clock.now += 1
+    assert len(backlog._drawn) <= RATE_WINDOW
+
+
+@pytest.mark.parametrize("half", ["\ud800", "a\udfff"])
+def test_half_a_surrogate_pair_in_an_error(half: str) -> None:
+    body = json.loads(ApiError(400, f"{half} is wrong", code="x", param=half).response().body)
+    assert body["error"]["message"] == half.encode("utf-8", "replace").decode() + " is wrong"
+    assert "?" in body["error"]["param"]
 
 
 def test_what_can_never_fit_is_not_told_to_wait() -> None:

@@ -261,9 +261,20 @@ def test_garbage(server: Server, content: bytes, headers: dict[str, str], status
 
 def test_other_methods_and_places(server: Server) -> None:
     with server.http() as http:
-        assert http.get("/v1/images/generations").status_code == 405
+        wrong = http.get("/v1/images/generations")
+        assert (wrong.status_code, wrong.json()["error"]["code"], wrong.headers["allow"]) == (
+            405, "method_not_allowed", "POST",
+        )  # fmt: skip
         assert http.get("/images/nothing.png").json()["error"]["code"] == "picture_not_found"
-        assert http.get("/v1/images/nothing").status_code == 404
+        nothing = http.get("/v1/images/nothing")
+        assert (nothing.status_code, nothing.json()["error"]["code"]) == (404, "route_not_found")
+
+
+def test_openapi_names_our_routes_and_no_text_route(server: Server) -> None:
+    with server.http() as http:
+        paths = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/images/generations", "/v1/images/edits", "/v1/images/endless", "/v1/models", "/health"} <= set(paths)
+    assert not {"/v1/completions", "/v1/chat/completions", "/v1/embeddings"} & set(paths)
 
 
 # ---- queue ----

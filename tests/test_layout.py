@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.errors import InvalidRequestError
-from panoserve.redirect.layout import canvas_plan, crop_starts, loop_starts
+from panoserve.redirect.layout import canvas_plan, count_windows, crop_starts, crop_windows, loop_starts
 from panoserve.redirect.plan import CONTEXTS, UNKNOWN, Context, Copy, Draw, Feed, Lane, Plan, copy_parents
 from panoserve.redirect.progress import Progress
 from panoserve.redirect.simulate import draw_plan, predict
@@ -101,6 +101,15 @@ def test_the_wavefront_draws_what_one_lane_after_another_draws(case: tuple[Plan,
     assert prediction.steps <= prediction.drawn + sum(len(lane.segments) for lane in plan.lanes)
     assert plan.min_resident <= len(plan.lanes)
     assert prediction.lanes == len(plan.lanes)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 8), st.integers(1, 8), st.booleans())
+def test_windows_are_counted_as_they_are_listed(
+    more_rows: int, more_columns: int, stride: int, row_stride: int, loop: bool
+) -> None:
+    options = (Canvas(8 + more_rows, 8 + more_columns), Grid(8, 16), stride, row_stride, loop)
+    assert count_windows(*options) == len(crop_windows(*options))
 
 
 @settings(deadline=None, max_examples=150)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from panoserve import PanoramaRequest
 from panoserve.configs.model import ModelConfig
@@ -13,7 +15,7 @@ from panoserve.errors import InvalidRequestError
 from panoserve.models.reference import CaptionEmbedder
 from panoserve.redirect.layout import plan_of
 from panoserve.redirect.plan import Copy, Feed, copy_parents
-from panoserve.serve.prompts import PromptAt, beside, mix
+from panoserve.serve.prompts import SAMPLES, PromptAt, beside, mix, mixtures
 
 CLASS = ModelConfig.preset("B", grid_side=8, downsample=10, condition="class", num_classes=10)
 CAPTION = ModelConfig.preset(
@@ -59,6 +61,51 @@ def test_a_blend_shades_from_one_prompt_into_the_next() -> None:
 def test_a_loop_blends_across_its_edge() -> None:
     crops = shares(width=300, height=80, prompts=[PromptAt("a", left=150)], blend=120, loop=True)
     assert 0 < crops[0][1] < 1, "the first crop is near what stands at the right edge"
+
+
+places = st.none() | st.integers(0, 400) | st.floats(0, 1)
+
+
+@given(
+    prompts=st.lists(st.tuples(places, places, places, places), min_size=1, max_size=5),
+    blend=st.integers(0, 300) | st.floats(0, 1),
+    loop=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_shares_are_counted_point_by_point(prompts: list[tuple[Any, ...]], blend: float, loop: bool) -> None:
+    """The slow twin of `mixtures`: at every sample the last prompt whose rectangle holds it."""
+
+    def pixels(place: float, side: float) -> float:
+        return place * side if isinstance(place, float) else place
+
+    at = [
+        {"prompt": str(i), "left": left, "right": right, "top": top, "bottom": bottom}
+        for i, (left, right, top, bottom) in enumerate(prompts)
+    ]
+    request = PanoramaRequest(prompt="a", width=300, height=140, loop=loop, prompts=at, blend=blend).resolve(CAPTION)
+    windows = request.windows(CAPTION)
+    steps = [(index + 0.5) / SAMPLES - 0.5 for index in range(SAMPLES)] if blend else [0.0]
+    for (row, column), mixture in zip(windows, mixtures(request, CAPTION.grid, windows), strict=True):
+        counts = [0] * (1 + len(prompts))
+        for across in steps:
+            for down in steps:
+                x = 10 * column + 40 + across * pixels(blend, 300)
+                y = min(max(10 * row + 40 + down * pixels(blend, 140), 0), 139)
+                x = x % 300 if loop else min(max(x, 0), 299)
+                holds = 0
+                for i, (left, right, top, bottom) in enumerate(prompts, start=1):
+                    inside = pixels(left or 0, 300) <= x < (300 if right is None else pixels(right, 300))
+                    if inside and pixels(top or 0, 140) <= y < (140 if bottom is None else pixels(bottom, 140)):
+                        holds = i
+                counts[holds] += 1
+        assert mixture == tuple((i, count / len(steps) ** 2) for i, count in enumerate(counts) if count)
+
+
+def test_a_place_that_is_null_is_left_out() -> None:
+    at = [{"prompt": "a", "left": None, "right": 150, "top": None, "bottom": None}]
+    assert shares(width=300, height=80, prompts=at)[0] == {1: 1.0}
+    with pytest.raises(InvalidRequestError, match="left of a prompt is None"):
+        shares(width=300, height=80, prompts=[PromptAt("a", left=None)])  # type: ignore[arg-type]
 
 
 def test_captions_are_mixed_aligned_at_their_ends() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import sys
 import tomllib
 from importlib import metadata
@@ -185,10 +186,11 @@ def test_without_a_compiler_kernels_are_left_out_until_there_is_one(
 ) -> None:
     recorder = Recorder(monkeypatch, install)
     monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(install, "compiles", lambda header: False)
     monkeypatch.setattr(install, "compiles_kernels", lambda: False)
     install.main(["--venv", str(tmp_path), "--device", "cpu"])
     said = capsys.readouterr().err
-    assert "several times slower" in said and "sudo apt-get install -y gcc libc6-dev python3." in said
+    assert "several times slower" in said and "sudo apt-get install -y gcc libc6-dev" in said
     first = len(recorder.pip)
     install.main(["--venv", str(tmp_path), "--device", "cpu"])  # nothing has changed
     assert len(recorder.pip) == first
@@ -197,11 +199,22 @@ def test_without_a_compiler_kernels_are_left_out_until_there_is_one(
     assert len(recorder.pip) > first
 
 
-def test_headers_are_looked_for(install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not install.compiles_kernels():
-        pytest.skip("no compiler here")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler here")
+def test_what_is_missing_is_asked_for_and_no_more(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(install, "install_system_packages", lambda names: asked.append(names) or "by hand")
+    monkeypatch.setenv("CC", "gcc")
     monkeypatch.setattr(install.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert not install.compiles_kernels()
+    assert install.compiles("omp.h") and not install.compiles("Python.h")
+    assert not install.ensure_compiler()
+    assert asked == [[f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"]]
+    (tmp_path / "Python.h").touch()
+    assert install.ensure_compiler() and len(asked) == 1
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert not install.ensure_compiler()
+    assert asked[1:] == [["gcc", "libc6-dev"]]
 
 
 def test_another_python_is_refused(install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

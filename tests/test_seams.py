@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panoserve.benchmarks.seams import Steps, Tally, drawn_by, seam_steps
+from panoserve.benchmarks.seams import NEAR, Steps, Tally, drawn_by, seam_steps
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.redirect.layout import canvas_plan
 from panoserve.redirect.plan import Plan
@@ -30,6 +30,7 @@ def test_noise_has_no_seam() -> None:
         steps = seam_steps(noise(rows, columns), plan(rows, columns), axis)
         assert steps.ratio == pytest.approx(1, abs=0.05)
         assert steps.ratio_to_codes == pytest.approx(1, abs=0.08)
+        assert steps.ratio_to_near == pytest.approx(1, abs=0.08)
 
 
 def test_the_axes_are_counted_apart() -> None:
@@ -49,6 +50,24 @@ def test_a_crop_of_another_brightness_is_found() -> None:
     shifted = noise(4, 10) // 16
     shifted[:, 36:60] += 100  # the same elsewhere is not a seam
     assert seam_steps(shifted, plan(), 1).ratio < 1
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_what_is_near_a_border(loop: bool) -> None:
+    """The slow twin: borders of codes one by one, and how far each is from the nearest one between crops."""
+    columns, image = 60, noise(16, 60).astype(int)
+    plan = canvas_plan(Canvas(16, columns), Grid(side=16, downsample=8), 12, "recompute", loop=loop)
+    owner = drawn_by(plan)[0]
+    borders = range(columns if loop else columns - 1)  # border c is between columns c and c + 1
+    seams = [c for c in borders if owner[c] != owner[(c + 1) % columns]]
+    tally = Tally()
+    for c in borders:
+        away = [min(abs(c - seam), columns - abs(c - seam)) if loop else abs(c - seam) for seam in seams]
+        if 0 < min(away) <= NEAR:
+            steps = np.abs(image[:, (8 * c + 8) % (8 * columns)] - image[:, 8 * c + 7]).mean(-1)
+            tally += Tally(float(steps.sum()), len(steps))
+    near = seam_steps(noise(16, 60), plan, 1, loop).near
+    assert len(seams) > 2 and near.count == tally.count and near.total == pytest.approx(tally.total)
 
 
 def test_a_loop_has_a_border_more() -> None:

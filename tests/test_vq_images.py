@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from panoserve.vq.images import center_crop, from_pil, to_pil
+from panoserve.vq.images import center_crop, from_pil, read_picture, to_pil
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -32,6 +34,13 @@ def test_values() -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         to_pil(torch.full((3, 2, 2), float("nan")))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0II+\0\x08\0\0\0\xff\xff", b"\xff"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_broken_exif_is_ignored(kind: str, exif: bytes) -> None:
+    gradient(16, 8).save(file := io.BytesIO(), kind, exif=exif)
+    assert read_picture(file, "picture").size == (16, 8)
 
 
 def test_other_modes_become_rgb() -> None:

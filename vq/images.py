@@ -35,7 +35,7 @@ def read_picture(source: Path | BinaryIO, name: str, param: str | None = None, m
                 raise Image.DecompressionBombError(f"it has {picture.width}x{picture.height} pixels")
             if picture.mode.startswith(("I", "F")):
                 raise InvalidRequestError(f"{name} has more than 8 bits a channel; save it with 8 bits first", param)
-            upright = ImageOps.exif_transpose(picture)
+            upright = turned_upright(picture)
             if upright.has_transparency_data:
                 clear = upright.convert("RGBA")
                 if clear.getchannel("A").histogram()[255] < area:
@@ -54,6 +54,15 @@ def read_picture(source: Path | BinaryIO, name: str, param: str | None = None, m
         ) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise InvalidRequestError(f"{name} cannot be read: {error}", param) from None
+
+
+def turned_upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says, or as it is if that cannot be read. Raises OSError and others for pixels."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow's parser of EXIF raises whatever it stumbles over, struct.error among them
+        return picture
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -70,12 +70,17 @@ class Backlog:
     def rate(self) -> float:
         """Codes drawn per second over the last RATE_WINDOW seconds; 0 while unknown."""
         now = self._clock()
-        while self._drawn and self._drawn[0][0] <= now - RATE_WINDOW:
-            self._drawn.popleft()
+        self._forget(now)
         if not self._drawn or now <= self._drawn[0][0]:
             return 0.0
         return sum(codes for _, codes in self._drawn) / (now - self._drawn[0][0])
 
     def _drew(self, codes: int) -> None:
         self.codes -= codes
-        self._drawn.append((self._clock(), codes))
+        now = self._clock()
+        self._forget(now)
+        self._drawn.append((now, codes))
+
+    def _forget(self, now: float) -> None:
+        while self._drawn and self._drawn[0][0] <= now - RATE_WINDOW:
+            self._drawn.popleft()

@@ -15,7 +15,7 @@ from panoserve.errors import InvalidRequestError
 from panoserve.serve.extend import Extension, Sides, check_extension
 from panoserve.serve.http.checks import Field, checked_later, one_of, refused
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.fields import FIELDS, ImageJob, check_format, output_of, request_of, several
+from panoserve.serve.http.fields import FIELDS, ImageJob, check_crops, check_format, output_of, request_of, several
 from panoserve.serve.http.settings import MAX_EDIT_PIXELS
 from panoserve.serve.redraw import masked_work
 from panoserve.serve.request import PanoramaRequest
@@ -67,7 +67,9 @@ def edit_job(
         work = masked_work(pixels, opacity, request, config, context)
     check_size(values.get("size"), work.request)
     check_format(output, work.request)
-    return ImageJob(several(work, values), output, kind="image_edit")
+    job = ImageJob(several(work, values), output, kind="image_edit")
+    check_crops(job.canvases, work.request, config)
+    return job
 
 
 def _extension(

@@ -19,9 +19,9 @@ import numpy as np
 
 from panoserve.configs.model import ModelConfig
 from panoserve.serve.endless import DIRECTIONS, Frontier
-from panoserve.serve.http.checks import Field, one_of, shown, whole
+from panoserve.serve.http.checks import Field, one_of, refused, shown, whole
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.fields import FIELDS, OUR_FIELDS, Output, output_of, request_of
+from panoserve.serve.http.fields import FIELDS, OUR_FIELDS, Output, check_crops, output_of, request_of
 from panoserve.serve.http.pictures import base64_text, encoded
 from panoserve.serve.http.runs import Events, Run
 from panoserve.serve.prompts import PromptAt
@@ -42,6 +42,7 @@ ROOM_SECONDS = 0.5  # between looks for room in the queue
 
 ENDLESS_FIELDS: dict[str, Field] = {
     **{name: FIELDS[name] for name in ("prompt", "model", "output_format", "output_compression", *OUR_FIELDS)},
+    "loop": refused("an endless panorama never comes back"),
     "direction": one_of(*DIRECTIONS),
     "width": whole(1, MAX_PIXELS).noted("pixels across, where the direction is down"),
     "height": whole(1, MAX_PIXELS).noted("pixels across, where the direction is right"),
@@ -68,8 +69,10 @@ def endless_job(values: dict[str, Any], config: ModelConfig, context: str) -> En
     options = {name: values[name] for name in ("direction", "crops", "limit") if name in values}
     size = {name: values[name] for name in ("width", "height") if name in values}
     output = output_of(values)
-    request = replace(request_of(values, config), **size)
-    return EndlessJob(secrets.token_urlsafe(12), Frontier(request, config, context, **options), output)
+    frontier = Frontier(replace(request_of(values, config), **size), config, context, **options)
+    segment = frontier.next_request()
+    check_crops([segment.canvas(config)], segment, config)
+    return EndlessJob(secrets.token_urlsafe(12), frontier, output)
 
 
 class EndlessPanoramas:

@@ -34,8 +34,11 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """What the client gets, also as an event of a stream."""
-        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+        """What the client gets, also as an event of a stream. Halves of surrogate pairs, which JSON can name and
+        UTF-8 cannot hold, become question marks.
+        """
+        message, param = (text and text.encode("utf-8", "replace").decode() for text in (str(self), self.param))
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, status_code=self.status, headers=self.headers)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from panoserve.configs.grid import Canvas
 from panoserve.configs.model import ModelConfig
+from panoserve.redirect.layout import count_windows
 from panoserve.redirect.plan import CONTEXTS
 from panoserve.serve.http.checks import (
     Field,
@@ -26,7 +29,7 @@ from panoserve.serve.http.checks import (
     whole,
 )
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS
+from panoserve.serve.http.settings import MAX_CROPS, MAX_IMAGES, MAX_PROMPT_CHARACTERS
 from panoserve.serve.request import MAX_GUIDANCE, MAX_SEED, MAX_TEMPERATURE, PanoramaRequest
 from panoserve.serve.work import FreshPicture, Work
 
@@ -60,9 +63,14 @@ class ImageJob:
         return tuple(work.request for work in self.works)
 
     @property
+    def canvases(self) -> list[Canvas]:
+        """Of all pictures."""
+        return [canvas for work in self.works for canvas in work.canvases]
+
+    @property
     def codes(self) -> int:
-        """Codes of all canvases, over all pictures."""
-        return sum(work.codes for work in self.works)
+        """Codes of all canvases."""
+        return sum(canvas.codes for canvas in self.canvases)
 
     @property
     def size(self) -> str:
@@ -149,7 +157,22 @@ def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> Imag
     width, height = values.get("size") or (None, None)
     request = replace(request_of(values, config), width=width, height=height).resolve(config, context)
     check_format(output, request)
-    return ImageJob(several(FreshPicture(request, config), values), output)
+    job = ImageJob(several(FreshPicture(request, config), values), output)
+    check_crops(job.canvases, request, config)
+    return job
+
+
+def check_crops(canvases: Iterable[Canvas], request: PanoramaRequest, config: ModelConfig) -> None:
+    """Raise ApiError if canvases of a resolved request have more crops than a plan should."""
+    assert request.stride is not None and request.row_stride is not None
+    strides = request.stride, request.row_stride
+    crops = sum(count_windows(canvas, config.grid, *strides, request.loop) for canvas in canvases)
+    if crops > MAX_CROPS:
+        raise bad_value(
+            "stride",
+            f"the request asks for {crops} crops in all, but at most {MAX_CROPS} are taken; ask for a larger stride, a "
+            "smaller size or a smaller n",
+        )
 
 
 def several(work: Work, values: dict[str, Any]) -> tuple[Work, ...]:

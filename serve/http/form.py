@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
@@ -15,7 +16,7 @@ from panoserve.serve.http.errors import ApiError, bad_value
 from panoserve.serve.http.fields import no_constant
 from panoserve.serve.http.settings import MAX_FORM_BYTES
 
-FILES = {"image": "the picture", "mask": "transparent where something is to be drawn; of the picture's size"}
+FILES = ("image", "mask")
 MAX_FILES = 17  # as many as OpenAI takes, so that it is we who say that there is one picture too many
 MAX_FIELDS = 100
 # Fields whose value is a text as it stands; of all others it is JSON, since a form knows texts only.
@@ -30,14 +31,25 @@ async def form_of(request: Request) -> FormData:
         message = f"Content-Type is {kind or 'missing'}, but must be multipart/form-data"
         raise ApiError(415, message, code="unsupported_media_type")
     # A browser sends forms to foreign sites without asking them; with this header it asks first, and CORS decides.
-    if request.headers.get("sec-fetch-site") == "cross-site" and "authorization" not in request.headers:
+    if from_another_site(request) and "authorization" not in request.headers:
         message = "a page of another site must send an Authorization header; any will do where no API key is set"
         raise ApiError(403, message, code="cross_site")
     parser = MultiPartParser(request.headers, bounded(request), max_files=MAX_FILES, max_fields=MAX_FIELDS)
     try:
         return await parser.parse()
-    except MultiPartException as error:
-        raise ApiError(400, f"the body is no valid form: {error.message}", code="invalid_form") from None
+    except (MultiPartException, UnicodeError) as error:
+        raise ApiError(400, f"the body is no valid form: {error}", code="invalid_form") from None
+
+
+def from_another_site(request: Request) -> bool:
+    """Whether a page that is not ours sent this. Browsers say so by a header, but not to plain http at other machines.
+
+    There, the page's origin must be the place that was asked (so a proxy must hand on the Host that it was asked for).
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
 async def bounded(request: Request) -> AsyncGenerator[bytes]:

@@ -117,12 +117,23 @@ def serve(
         raise ModelFolderError(
             f"{folder.path} holds no vq/, so it cannot make pictures; convert the checkpoint again with --vq"
         )
+    if folder.config.condition == "caption" and not folder.has_text_encoder:
+        raise ModelFolderError(
+            f"{folder.path} holds no text_encoder/, and HTTP knows no other way to say what to draw; convert the "
+            "checkpoint again with --text-encoder"
+        )
     check_installed()
     arguments = server_arguments(folder, engine, settings, host, port, flags)
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
 
-    with starting():
+    try:
         uvloop.run(run_server(arguments))
+    except Exception:
+        if not hasattr(arguments, ENGINE_CLIENT):
+            with starting():
+                raise
+        if not died(getattr(arguments, ENGINE_CLIENT)):
+            raise
     if died(getattr(arguments, ENGINE_CLIENT)):
         raise PanoramaFailedError("the engine process died; vLLM's log above says why")

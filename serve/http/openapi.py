@@ -5,7 +5,7 @@ Ranges that depend on the model (strides, classes, sizes) are not in it: GET /v1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -68,12 +68,34 @@ class ImagesAnswer(Shape):
     usage: Usage
 
 
+class OptionsAnswer(BaseModel):
+    """Sizes, ranges and defaults; in pixels, strides in codes. What is in each depends on the model."""
+
+    model: str
+    condition: str
+    classes: int
+    size: dict[str, int | str]
+    stride: dict[str, int]
+    guidance: dict[str, bool | float]
+    temperature: dict[str, float]
+    top_k: dict[str, int]
+    defaults: dict[str, Any]
+    contexts: list[str]
+    output_formats: dict[str, int]
+    n: dict[str, int]
+
+
 class SteerAnswer(Shape):
     """From which pixel on the new prompt holds."""
 
     at: int
 
 
+FILES = {
+    "image": "the picture",
+    "image[]": "the same, as openai's client calls it in a list; one picture in all",
+    "mask": "transparent where something is to be drawn, of the picture's size",
+}
 EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "the request cannot be served; 429: not now, see Retry-After"},
@@ -97,29 +119,37 @@ def pictures() -> Schema:
 
 
 def json_body(fields: Mapping[str, Field]) -> dict[str, Any]:
-    """`openapi_extra` of a route whose body is JSON."""
-    return _request("application/json", _object(_properties(fields), ()))
+    """`openapi_extra` of a route whose body is JSON.
+
+    Fields that are refused whatever they hold are left out, as unknown ones are. All others may be null.
+    """
+    properties = {name: _nullable(field.schema) for name, field in fields.items() if field.schema is not None}
+    return _request("application/json", _object(properties))
 
 
-def form_body(fields: Mapping[str, Field], files: Mapping[str, str], required: Sequence[str]) -> dict[str, Any]:
-    """`openapi_extra` of a route whose body is a form. files: descriptions by name."""
-    file = {"type": "string", "format": "binary"}
-    properties = {name: {**file, "description": note} for name, note in files.items()} | _properties(fields)
-    return _request("multipart/form-data", _object(properties, required))
+def form_body(fields: Mapping[str, Field]) -> dict[str, Any]:
+    """`openapi_extra` of the route whose body is a form.
+
+    Fields that are lists are one text of JSON. No field is null there; an empty one is as one that is left out.
+    """
+    properties: Schema = {name: {"type": "string", "format": "binary", "description": FILES[name]} for name in FILES}
+    for name, field in fields.items():
+        if field.schema is not None and field.schema["type"] == "array":
+            note = field.schema.get("description", "")
+            json_text = {"type": "string", "contentMediaType": "application/json", "contentSchema": field.schema}
+            properties[name] = {**json_text, "description": f"{note}, as JSON"}
+        elif field.schema is not None:
+            properties[name] = field.schema
+    picture = {"anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}
+    return _request("multipart/form-data", _object(properties) | picture)
 
 
 def _request(media_type: str, schema: Schema) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
-def _object(properties: Schema, required: Sequence[str]) -> Schema:
-    needed = {"required": list(required)} if required else {}
-    return {"type": "object", "properties": properties, **needed, "additionalProperties": False}
-
-
-def _properties(fields: Mapping[str, Field]) -> Schema:
-    """Fields that are refused whatever they hold are left out, as unknown ones are. All others may be null."""
-    return {name: _nullable(field.schema) for name, field in fields.items() if field.schema is not None}
+def _object(properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _nullable(schema: Schema) -> Schema:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from panoserve.errors import EnvironmentProblem
@@ -44,6 +45,7 @@ class ImagesPlugin:
             app.add_api_route(path, draws_images, methods=["POST"], include_in_schema=False)
         app.include_router(router)
         app.include_router(page_router)
+        app.add_exception_handler(HTTPException, no_route)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Make the service that the routes use. Raises EnvironmentProblem if the engine was not started for images."""
@@ -67,6 +69,17 @@ async def draws_images(request: Request) -> Response:
     """The answer of routes that vLLM serves for language models."""
     message = f"{request.url.path} is for language models; this server draws images: POST /v1/images/generations"
     return ApiError(404, message, code="not_an_image_route").response()
+
+
+async def no_route(request: Request, error: Exception) -> Response:
+    """The answer where no route is, or none for the method, which Starlette says in a shape of its own."""
+    assert isinstance(error, HTTPException)
+    asked, headers = f"{request.method} {request.url.path}", dict(error.headers or {})
+    if error.status_code == 405:
+        message = f"{asked} is not possible; this path takes {headers.get('Allow', 'other methods')}"
+        return ApiError(405, message, code="method_not_allowed", headers=headers).response()
+    message = f"{asked}: {error.detail}; /docs lists the routes"
+    return ApiError(error.status_code, message, code="route_not_found", headers=headers).response()
 
 
 def check_engine(config: VllmConfig) -> None:

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Security
+from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
@@ -19,7 +20,16 @@ from panoserve.serve.http.endless import ENDLESS_FIELDS, STEER_FIELDS, EndlessJo
 from panoserve.serve.http.errors import ApiError
 from panoserve.serve.http.fields import FIELDS, ImageJob, checked, image_job, parse_body
 from panoserve.serve.http.form import FILES, form_of, parts_of
-from panoserve.serve.http.openapi import EVENTS, ImagesAnswer, SteerAnswer, answers, form_body, json_body, pictures
+from panoserve.serve.http.openapi import (
+    EVENTS,
+    ImagesAnswer,
+    OptionsAnswer,
+    SteerAnswer,
+    answers,
+    form_body,
+    json_body,
+    pictures,
+)
 from panoserve.serve.http.options import options_of
 from panoserve.serve.http.pictures import MEDIA_TYPES
 from panoserve.serve.http.service import ImageService, cancelled
@@ -29,6 +39,9 @@ CLIENT_LEFT = 499  # nobody reads it; the access log does
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
 router = APIRouter()
+# vLLM checks the key before a request comes here; this only has OpenAPI say that there may be one.
+KEY = Security(HTTPBearer(auto_error=False, description="the server's --api-key, if it has one"))
+keyed = APIRouter(prefix="/v1/images", dependencies=[KEY])
 
 
 def service_of(request: Request) -> ImageService:
@@ -36,7 +49,7 @@ def service_of(request: Request) -> ImageService:
     return service
 
 
-@router.post("/v1/images/generations", responses=answers(ImagesAnswer, EVENTS), openapi_extra=json_body(FIELDS))
+@keyed.post("/generations", responses=answers(ImagesAnswer, EVENTS), openapi_extra=json_body(FIELDS))
 async def generations(request: Request) -> Response:
     """OpenAI's image generation: one panorama or several, whole or as a stream of events."""
     service = service_of(request)
@@ -49,9 +62,7 @@ async def generations(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-@router.post(
-    "/v1/images/edits", responses=answers(ImagesAnswer, EVENTS), openapi_extra=form_body(EDIT_FIELDS, FILES, ["image"])
-)
+@keyed.post("/edits", responses=answers(ImagesAnswer, EVENTS), openapi_extra=form_body(EDIT_FIELDS))
 async def edits(request: Request) -> Response:
     """OpenAI's image edit: a picture extended, or redrawn where a mask is transparent."""
     service = service_of(request)
@@ -71,7 +82,9 @@ async def edits(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-@router.post("/v1/images/endless", responses=answers(content=EVENTS), openapi_extra=json_body(ENDLESS_FIELDS))
+@keyed.post(
+    "/endless", response_class=Response, responses=answers(content=EVENTS), openapi_extra=json_body(ENDLESS_FIELDS)
+)
 async def endless(request: Request) -> Response:
     """Ours: a panorama that is drawn, tile by tile, for as long as its stream is read."""
     service = service_of(request)
@@ -84,7 +97,7 @@ async def endless(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-@router.post("/v1/images/endless/{name}/steer", responses=answers(SteerAnswer), openapi_extra=json_body(STEER_FIELDS))
+@keyed.post("/endless/{name}/steer", responses=answers(SteerAnswer), openapi_extra=json_body(STEER_FIELDS))
 async def steer(name: str, request: Request) -> Response:
     """Ours: another prompt for an endless panorama that is being drawn."""
     service = service_of(request)
@@ -128,14 +141,14 @@ async def stream_of(events: AsyncGenerator[dict[str, Any]]) -> Response:
     return response
 
 
-@router.get("/v1/images/options", responses=answers())
+@keyed.get("/options", responses=answers(OptionsAnswer))
 async def options(request: Request) -> Response:
     """What this server can be asked for: the page builds its form from it."""
     service = service_of(request)
     return JSONResponse(options_of(service.engine.config, service.settings, service.model))
 
 
-@router.get("/images/{name}", responses=answers(content=pictures()))
+@router.get("/images/{name}", response_class=Response, responses=answers(content=pictures()))
 async def picture(name: str, request: Request) -> Response:
     """A picture that was asked for as `url`. Outside /v1, since an <img> sends no API key: the name is the key."""
     stem, _, suffix = name.rpartition(".")
@@ -144,6 +157,9 @@ async def picture(name: str, request: Request) -> Response:
         message = "no such picture; it may have expired, or made room for newer ones"
         return ApiError(404, message, code="picture_not_found").response()
     return Response(stored.content, media_type=stored.media_type, headers={"Cache-Control": "private, max-age=3600"})
+
+
+router.include_router(keyed)
 
 
 def request_id_of(request: Request) -> str:
