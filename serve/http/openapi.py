@@ -68,7 +68,7 @@ class ImagesAnswer(Shape):
     usage: Usage
 
 
-class OptionsAnswer(BaseModel):
+class OptionsAnswer(Shape):
     """Sizes, ranges and defaults; in pixels, strides in codes. What is in each depends on the model."""
 
     model: str
