@@ -68,7 +68,7 @@ def edit_job(
     check_size(values.get("size"), work.request)
     check_format(output, work.request)
     job = ImageJob(several(work, values), output, kind="image_edit")
-    check_crops(job.canvases, work.request, config)
+    check_crops(job.canvases, work.request, config, "image")
     return job
 
 

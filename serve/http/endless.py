@@ -71,7 +71,7 @@ def endless_job(values: dict[str, Any], config: ModelConfig, context: str) -> En
     output = output_of(values)
     frontier = Frontier(replace(request_of(values, config), **size), config, context, **options)
     segment = frontier.next_request()
-    check_crops([segment.canvas(config)], segment, config)
+    check_crops([segment.canvas(config)], segment, config, "crops")
     return EndlessJob(secrets.token_urlsafe(12), frontier, output)
 
 

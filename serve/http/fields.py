@@ -158,20 +158,25 @@ def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> Imag
     request = replace(request_of(values, config), width=width, height=height).resolve(config, context)
     check_format(output, request)
     job = ImageJob(several(FreshPicture(request, config), values), output)
-    check_crops(job.canvases, request, config)
+    check_crops(job.canvases, request, config, "size")
     return job
 
 
-def check_crops(canvases: Iterable[Canvas], request: PanoramaRequest, config: ModelConfig) -> None:
-    """Raise ApiError if canvases of a resolved request have more crops than a plan should."""
+def check_crops(canvases: Iterable[Canvas], request: PanoramaRequest, config: ModelConfig, param: str) -> None:
+    """Raise ApiError if canvases of a resolved request have more crops than a plan should.
+
+    It is about a stride that is narrower than usual, or else about `param`.
+    """
     assert request.stride is not None and request.row_stride is not None
     strides = request.stride, request.row_stride
     crops = sum(count_windows(canvas, config.grid, *strides, request.loop) for canvas in canvases)
     if crops > MAX_CROPS:
-        raise bad_value(
-            "stride",
+        raise ApiError(
+            400,
             f"the request asks for {crops} crops in all, but at most {MAX_CROPS} are taken; ask for a larger stride, a "
             "smaller size or a smaller n",
+            code="too_large",
+            param="stride" if min(strides) < config.grid.default_stride else param,
         )
 
 
