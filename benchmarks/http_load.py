@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N,...",
     )
     parser.add_argument("--requests", type=int, default=16, metavar="N", help="of every closed loop, at least")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="requests a client sends, at least")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="requests a client sends, at least")
     parser.add_argument("--open-factor", type=float, default=1.5, metavar="F", help="0 leaves the open loop out")
     parser.add_argument("--open-requests", type=int, default=64, metavar="N", help="of the open loop")
     parser.add_argument("--queue-codes", type=int, metavar="N", help="the server's --max-queue-codes")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from panoserve.errors import InvalidRequestError
 
+MAX_SIDE = 2**31 - 1  # of a picture, in pixels; no file format holds more
+
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
@@ -72,6 +74,8 @@ class Grid:
         for name, pixels in (("width", width), ("height", height)):
             if isinstance(pixels, bool) or not isinstance(pixels, int):
                 raise InvalidRequestError(f"{name} must be a whole number of pixels, got {pixels!r}", name)
+            if pixels > MAX_SIDE:
+                raise InvalidRequestError(f"{name} is {pixels} pixels, but at most {MAX_SIDE} are possible", name)
             if pixels % self.downsample or pixels < self.downsample:
                 nearest = max(1, round(pixels / self.downsample)) * self.downsample
                 raise InvalidRequestError(

@@ -67,6 +67,14 @@ class ModelConfig:
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                 "grid_side", "downsample")  # fmt: skip
+        for name in sizes:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ModelFolderError(f"{name} is {value!r}, expected a whole number from 1 on")
+        if self.condition not in ("class", "caption"):
+            raise ModelFolderError(f"condition is {self.condition!r}, expected class or caption")
         if self.hidden_size % self.num_attention_heads:
             raise ModelFolderError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -101,8 +109,8 @@ class ModelConfig:
         """Read the content of a config.json; keys that transformers adds are ignored, missing ones are named."""
         names = {f.name for f in fields(cls)}
         known = {key: value for key, value in values.items() if key in names}
-        known["sampling"] = SamplingDefaults(**(values.get("sampling") or {}))
         try:
+            known["sampling"] = SamplingDefaults(**(values.get("sampling") or {}))
             return cls(**known)
         except TypeError as error:
             raise ModelFolderError(f"config.json does not describe a LlamaGen model: {error}") from None

@@ -13,6 +13,7 @@ import warnings
 
 import ftfy
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+from bs4.exceptions import ParserRejectedMarkup
 
 _HOST = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
 _FILE_TYPES = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
@@ -107,4 +108,7 @@ def _apply(rules: Rules, text: str) -> str:
 def _html_to_text(text: str) -> str:
     with warnings.catch_warnings():  # a caption that looks like a file name or URL is still a caption
         warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
-        return BeautifulSoup(text, features="html.parser").text
+        try:
+            return BeautifulSoup(text, features="html.parser").text
+        except ParserRejectedMarkup:  # such as <![x[; then it is no markup
+            return text

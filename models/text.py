@@ -15,6 +15,10 @@ from panoserve.models.cleaning import clean_caption
 __all__ = ["EncodedText", "TextEncoder", "clean_caption"]
 
 
+# Of a prompt, before it is cleaned, which takes time as the square of its length: far more than any encoder reads.
+MAX_CHARACTERS = 4000
+
+
 class EncodedText(NamedTuple):
     features: Tensor  # [n, caption_dim]: the valid rows only, the end-of-sequence row among them; n <= max_length
     truncated: bool  # the prompt had more tokens than max_length; the last ones were dropped
@@ -57,9 +61,12 @@ class TextEncoder:
         """Features of every prompt, in the encoder's dtype, on the CPU. Padding changes no valid row."""
         encoded: list[EncodedText] = []
         for start in range(0, len(prompts), self.batch_size):
-            encoded += self._encode_batch(
-                [clean_caption(prompt) for prompt in prompts[start : start + self.batch_size]]
-            )
+            batch = prompts[start : start + self.batch_size]
+            found = self._encode_batch([clean_caption(prompt[:MAX_CHARACTERS]) for prompt in batch])
+            encoded += [
+                text._replace(truncated=text.truncated or len(prompt) > MAX_CHARACTERS)
+                for prompt, text in zip(batch, found, strict=True)
+            ]
         return encoded
 
     def _encode_batch(self, texts: list[str]) -> list[EncodedText]:

@@ -132,7 +132,7 @@ class Ledger:
     def remove_leftovers(self, names: set[str]) -> None:
         """Remove the temporary files that a killed run left for these jobs."""
         for path in self.folder.glob(".*"):
-            if _stems(path.name) & names:
+            if _ids(path.name) & names:
                 path.unlink(missing_ok=True)
 
     def results(self, jobs: Iterable[Job | BadJob], path: Path) -> Report:
@@ -205,6 +205,7 @@ def draw_batch(
 
     `advance` is told how many codes more are drawn. Whatever ends the loop, what is drawn by then is written.
     """
+    _ = engine.vq  # sooner than after the first drawing, if it cannot be loaded
     begun = time.perf_counter()
     writing: deque[tuple[Task, Future[None]]] = deque()
 
@@ -212,8 +213,8 @@ def draw_batch(
         task, future = writing.popleft()
         try:
             future.result()
-        except (PanoserveError, OSError, RuntimeError) as error:
-            ledger.write_failed(task.job.number, task.job.id, str(error))
+        except Exception as error:  # of this picture alone
+            ledger.write_failed(task.job.number, task.job.id, str(error) or type(error).__name__)
             report.failed += 1
         else:
             report.done += 1
@@ -244,7 +245,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _stems(name: str) -> set[str]:
-    """What a temporary file `.ID.png.xxxx` may be the file of: ids can hold dots."""
-    parts = name[1:].split(".")
-    return {".".join(parts[:count]) for count in range(1, len(parts))}
+def _ids(name: str) -> set[str]:
+    """The jobs that a temporary file `.ID.png.xxxx` may be of."""
+    file = name[1:].rpartition(".")[0]
+    return {file.removesuffix(ending) for ending in (".png", ".json", ".error.json") if file.endswith(ending)}

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PIECE = 64 * 1024
 PIECES = 16
+LONGEST_NAME = 255  # bytes, on every usual file system
+TEMPORARY = 10  # bytes that a temporary file's name has more than its file's
+UMASK = os.umask(0)  # can only be read by setting it: here, where no other thread makes files yet
+os.umask(UMASK)
 
 
 def load_features(path: Path) -> torch.Tensor:
@@ -32,7 +36,8 @@ def load_features(path: Path) -> torch.Tensor:
         raise InvalidRequestError(f"features file {path} does not exist", "features")
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+            with path.open("rb") as file:  # np.load would also take archives and pickles
+                return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False).astype(np.float32))
         tensors = load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise InvalidRequestError(f"features file {path} cannot be read: {error}", "features") from None
@@ -71,13 +76,13 @@ def check_output(path: Path, suffix: str) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with a temporary file beside `path`, then rename: the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    room = len(os.fsencode(path.name)) + TEMPORARY <= LONGEST_NAME
+    prefix = f".{path.name}." if room else ".panoserve."
+    descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes private files
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -125,5 +130,5 @@ def load_prompts(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidRequestError(f"prompts file {path} does not exist", "prompts") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InvalidRequestError(f"prompts file {path} cannot be read: {' '.join(str(error).split())}") from None

@@ -68,7 +68,9 @@ def read_jobs(path: Path) -> list[Job | BadJob]:
                 raise InvalidRequestError(f"id {name!r} is that of job {seen[name]} already; ids name files")
             job = _job(row, number, name, path.parent)
         except InvalidRequestError as error:
-            jobs.append(BadJob(number, name if name not in seen else f"{number:06d}", str(error)))
+            while name in seen:  # by another job, whose files are not to be mistaken for this one's
+                name = f"{number:06d}" if name != f"{number:06d}" else f"{number:06d}-{len(seen)}"
+            jobs.append(BadJob(number, name, str(error)))
         else:
             jobs.append(job)
         seen.setdefault(jobs[-1].id, number)
@@ -86,16 +88,11 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, Any] | str]:
     """The mapping of every job, or what is wrong with its line."""
     kind = path.suffix.lower()
     if kind == ".csv":
-        reader = csv.DictReader(io.StringIO(text))
-        for row in reader:
-            if None in row:
-                yield f"the line has more values than the {len(reader.fieldnames or ())} columns of the header"
-            else:
-                yield {name: _parse_cell(name, value) for name, value in row.items() if value not in (None, "")}
+        yield from _csv_rows(path, text)
     elif kind in (".yaml", ".yml"):
         yield from _yaml_rows(path, text)
     else:
-        for line in text.splitlines():
+        for line in text.split("\n"):  # str.splitlines would also cut at other characters, which texts may hold
             if line.strip():
                 yield _json_row(line)
 
@@ -103,9 +100,23 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, Any] | str]:
 def _json_row(line: str) -> dict[str, Any] | str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"the line is not JSON: {error}"
     return row if isinstance(row, dict) else f"the line is {line[:40]!r}, expected a JSON object"
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[dict[str, Any] | str]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                yield f"the line has more values than the {len(reader.fieldnames or ())} columns of the header"
+            else:
+                yield {name: _parse_cell(name, value) for name, value in row.items() if value not in (None, "")}
+    except csv.Error as error:
+        raise InvalidRequestError(
+            f"jobs file {path} is not CSV, at or before line {reader.line_num}: {error}"
+        ) from None
 
 
 def _yaml_rows(path: Path, text: str) -> Iterator[dict[str, Any] | str]:
@@ -113,7 +124,7 @@ def _yaml_rows(path: Path, text: str) -> Iterator[dict[str, Any] | str]:
 
     try:
         rows = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise InvalidRequestError(f"jobs file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(rows, list):
         raise InvalidRequestError(f"jobs file {path} holds a {type(rows).__name__}, expected a list of jobs")
@@ -127,16 +138,17 @@ def _parse_cell(name: str, value: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
 def _id_of(row: dict[str, Any], default: str) -> str:
     name = row.get("id", default)
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
-    if not isinstance(name, str) or not _ID.fullmatch(name):
+    if not isinstance(name, str) or not _ID.fullmatch(name) or name.endswith(".error"):
         raise InvalidRequestError(
-            f"id is {name!r}; expected up to 100 letters, digits, dots, dashes and underscores, no dot first"
+            f"id is {name!r}; expected up to 100 letters, digits, dots, dashes and underscores, no dot first and no "
+            ".error at the end"
         )
     return name
 
@@ -163,7 +175,7 @@ def _job(row: dict[str, Any], number: int, name: str, folder: Path) -> Job:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)[xX](\d+)", value) if isinstance(value, str) else None
+    found = re.fullmatch(r"(\d{1,10})[xX](\d{1,10})", value) if isinstance(value, str) else None
     if found is None:
         raise InvalidRequestError(f"size is {value!r}; expected WIDTHxHEIGHT in pixels, such as '1152x192'", "size")
     return int(found[1]), int(found[2])

@@ -23,6 +23,7 @@ from panoserve.configs.wire import UNKNOWN, PanoramaArgs
 from panoserve.errors import InvalidRequestError
 from panoserve.redirect.plan import Context, Copy, Draw, Feed, Lane, Plan, Segment
 
+MAX_WINDOWS = 1_000_000  # a plan holds some 40 KiB for each
 Known = Sequence[Sequence[bool]]  # [rows][columns] of the canvas: True where a code is known before anything is drawn
 
 
@@ -47,9 +48,13 @@ def loop_starts(length: int, side: int, stride: int) -> list[int]:
     less (with strides below two thirds of the side there is no room for two whole overlaps); the stride before it
     shrinks to fit.
     """
-    overlap = side - stride
-    closing = min(length - side, stride - min(overlap, stride // 2))  # what the last crop draws
-    return [*crop_starts(length - closing, side, stride), length - closing - overlap]
+    closing = closing_columns(length, side, stride)
+    return [*crop_starts(length - closing, side, stride), length - closing - (side - stride)]
+
+
+def closing_columns(length: int, side: int, stride: int) -> int:
+    """What the last crop of a loop draws."""
+    return min(length - side, stride - min(side - stride, stride // 2))
 
 
 def crop_windows(
@@ -69,9 +74,26 @@ def crop_windows(
 
 
 def count_windows(canvas: Canvas, grid: Grid, stride: int, row_stride: int, loop: bool) -> int:
-    """How many there are, without a list of them."""
-    columns = loop_starts(canvas.columns, grid.side, stride) if loop else crop_starts(canvas.columns, grid.side, stride)
-    return len(crop_starts(canvas.rows, grid.side, row_stride)) * len(columns)
+    """How many `crop_windows` has, without a list of them."""
+    side = grid.side
+
+    def starts(length: int, step: int) -> int:
+        return len(range(0, length - side, step)) + 1
+
+    columns = canvas.columns
+    across = starts(columns - closing_columns(columns, side, stride), stride) + 1 if loop else starts(columns, stride)
+    return starts(canvas.rows, row_stride) * across
+
+
+def check_windows(canvas: Canvas, grid: Grid, stride: int, row_stride: int, loop: bool) -> None:
+    """Raise InvalidRequestError for more crops than can be planned."""
+    crops = count_windows(canvas, grid, stride, row_stride, loop)
+    if crops > MAX_WINDOWS:
+        raise InvalidRequestError(
+            f"the panorama would have {crops} crops, but at most {MAX_WINDOWS} can be planned; use larger strides, or "
+            "`panoserve endless`, which plans as it goes",
+            "stride",
+        )
 
 
 def canvas_plan(
@@ -147,6 +169,7 @@ def _check(canvas: Canvas, grid: Grid, stride: int, row_stride: int, loop: bool,
             )
     if loop:
         check_loop(canvas, grid)
+    check_windows(canvas, grid, stride, row_stride, loop)
     if known is None:
         return
     if len(known) != canvas.rows or any(len(row) != canvas.columns for row in known):

@@ -34,6 +34,10 @@ class PanoramaState:
     def __init__(self, request: Request, args: PanoramaArgs, grid: Grid) -> None:
         self.request = request
         self.args = args
+        # What every turn's are copied from: without the canvas, which would be copied each time as well.
+        assert request.sampling_params is not None
+        self._params = request.sampling_params.clone()
+        self._params.extra_args = None
         self.plan = plan_of(args, grid)
         # Kept, because the first one that waits is asked for them in every step:
         self.min_resident, self.mean_resident = self.plan.min_resident, self.plan.mean_resident
@@ -90,7 +94,7 @@ class PanoramaState:
             assert turn.feed is not None
             given.insert(0, self.progress.code(lane.lane, turn.feed.start - 1))
         drawn_from = turn.draw.start if turn.draw else self.plan.grid.codes
-        params = self.request.sampling_params.clone()
+        params = self._params.clone()
         params.max_tokens = turn.samples
         params.seed = None if params.temperature == 0 else lane_seed(self.args.seed, lane.lane, self.args.origin)
         ours = max(params.top_k, 0) if top_k.available(torch.device(current_platform.device_type)) else 0

@@ -105,7 +105,14 @@ class _EngineBase(ABC):
         # Without such instructions a decode in bfloat16 takes 2.6 times as long as one in float32 (docs/log.md).
         fast = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
         dtype = torch.bfloat16 if fast and self.vllm_config.model_config.dtype == torch.bfloat16 else torch.float32
-        return load_vq(self.folder.path / "vq", dtype, device)
+        vq = load_vq(self.folder.path / "vq", dtype, device)
+        ours, its = (self.config.vocab_size, self.config.downsample), (vq.config.codebook_size, vq.config.downsample)
+        if ours != its:
+            raise ModelFolderError(
+                f"the tokenizer in {self.folder.path} has {its[0]} codes of {its[1]} pixels, but the model draws "
+                f"{ours[0]} codes of {ours[1]}; convert the checkpoint with the tokenizer that it was trained with"
+            )
+        return vq
 
     def decode(self, codes: torch.Tensor, loop: bool = False, scenes: bool = False) -> Image:
         """The picture of a canvas of codes [H, W].
@@ -125,7 +132,8 @@ class _EngineBase(ABC):
         request = panorama.request
         if panorama.canvas is None:
             return self.decode(panorama.codes, request.loop, scenes=bool(request.prompts))
-        return self.decode(panorama.canvas).crop(request.frame(self.config).box(self.config.downsample))
+        whole = self.decode(panorama.canvas, request.loop, scenes=bool(request.prompts))
+        return whole.crop(request.frame(self.config).box(self.config.downsample))
 
     def _prepare(self, requests: Sequence[PanoramaRequest], decode: bool) -> list[Submission]:
         """Check everything about `requests` before any is submitted."""
@@ -241,11 +249,14 @@ class Engine(_EngineBase):
                     upcoming = next(waiting, None)
                     try:
                         [submission] = self._prepare([request], decode=False)
+                        args = submission.request.engine_args(self.config)
+                        request_id = self._submit(submission, running)
                     except PanoserveError as error:
                         yield index, error
                         continue
-                    args = submission.request.engine_args(self.config)
-                    request_id = self._submit(submission, running)
+                    except Exception as error:  # of this request alone; the others are not to be lost for it
+                        yield index, PanoramaFailedError(f"it could not be prepared: {type(error).__name__}: {error}")
+                        continue
                     indices[request_id], lanes[request_id] = index, len(plan_of(args, self.config.grid).lanes)
                     continue
                 for request_id, failure in self._step(running, advance):

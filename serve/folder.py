@@ -49,7 +49,7 @@ class ModelFolder:
                 length = int.from_bytes(file.read(8), "little")
                 header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
             end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, OSError, OverflowError, MemoryError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, MemoryError) as error:
             raise ModelFolderError(f"{self.weights} is not a safetensors file: {error}") from None
         if self.weights.stat().st_size != 8 + length + end:
             raise ModelFolderError(f"{self.weights} is truncated or has trailing bytes; convert the checkpoint again")

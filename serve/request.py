@@ -11,7 +11,7 @@ from panoserve.configs.grid import Canvas, Frame
 from panoserve.configs.model import ModelConfig
 from panoserve.configs.wire import UNKNOWN, PanoramaArgs
 from panoserve.errors import InvalidRequestError
-from panoserve.redirect.layout import check_loop, crop_windows
+from panoserve.redirect.layout import check_loop, check_windows, crop_windows
 from panoserve.redirect.plan import CONTEXTS
 from panoserve.serve.prompts import Mixture, Part, Place, PromptAt, check_place, mixtures, parse_prompts
 
@@ -99,6 +99,7 @@ class PanoramaRequest:
             raise InvalidRequestError(f"loop is {self.loop!r}, but must be True or False", "loop")
         if self.loop:
             check_loop(canvas, config.grid)
+        check_windows(canvas, config.grid, self.stride, self.row_stride, self.loop)
         self._check_prompts(config)
         if self.given is not None:
             check_given(self.given, self.frame(config), config)
@@ -229,6 +230,7 @@ def check_subject(request: PanoramaRequest | PromptAt, config: ModelConfig) -> N
     elif name == "prompt":
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise InvalidRequestError(f"prompt is {request.prompt!r}; expected some text", "prompt")
+        check_text("prompt", request.prompt)
     else:
         check_features("features", request.features, config)
 
@@ -249,11 +251,19 @@ def check_negative(request: PanoramaRequest, config: ModelConfig) -> None:
         raise InvalidRequestError(
             f"negative_prompt is {request.negative_prompt!r}; expected some text, or leave it out", name
         )
+    else:
+        check_text(name, request.negative_prompt)
     assert request.guidance is not None
     if request.guidance <= 1:
         raise InvalidRequestError(
             f"{name} has no effect with guidance {request.guidance:g}; use guidance above 1, or leave it out", name
         )
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse half a surrogate pair, which JSON and file names can hold, and no tokenizer or picture file can."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequestError(f"{name} holds half of a surrogate pair, which is no character: {text!r}", name)
 
 
 def given_size(given: Any) -> tuple[int, int]:

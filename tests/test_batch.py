@@ -29,6 +29,8 @@ class Interrupted(Exception):
 class StandIn:
     """Has of an Engine what a batch needs; draws noise from the seed, fails on demand, notes what it was asked."""
 
+    vq = None  # is loaded, if it can be, before anything is drawn
+
     def __init__(self, fail: tuple[int, ...] = (), stop_after: int | None = None) -> None:
         self.fail, self.stop_after, self.order = fail, stop_after, list[int]()
 
@@ -154,3 +156,24 @@ def test_a_picture_that_cannot_be_written_fails_its_job_only(settings: Settings,
     report = run(StandIn(), jobs, settings, out)
     assert (report.done, report.failed) == (2, 1)
     assert (out / "job.2.error.json").exists() and not (out / "job.2.json").exists()
+
+
+def test_whatever_goes_wrong_with_a_picture_is_its_jobs_alone(settings: Settings, tmp_path: Path) -> None:
+    class Breaks(StandIn):
+        def picture(self, panorama: Panorama) -> Any:
+            if panorama.request.seed == self.order[0]:
+                raise ValueError("the picture holds NaN")
+            return super().picture(panorama)
+
+    report = run(Breaks(), jobs_of(3), settings, tmp_path / "out")
+    assert (report.done, report.failed) == (2, 1)
+    [error] = (tmp_path / "out").glob("*.error.json")
+    assert "NaN" in error.read_text()
+
+
+def test_leftovers_are_those_of_the_shards_own_jobs(tmp_path: Path) -> None:
+    """A job `a` and another shard's `a.b`, whose temporary file begins like one of a job `a.b.png`."""
+    for name in (".a.png.x1", ".a.json.x2", ".a.error.json.x3", ".a.b.png.x4", ".a.b.json.x5"):
+        (tmp_path / name).touch()
+    Ledger(tmp_path).remove_leftovers({"a"})
+    assert {path.name for path in tmp_path.iterdir()} == {".a.b.png.x4", ".a.b.json.x5"}

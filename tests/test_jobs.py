@@ -59,6 +59,9 @@ def test_seeds_depend_on_the_id_alone() -> None:
         ('{"prompt": "x", "id": "good"}', "that of job 1"),
         ('{"features": "none.npy"}', "does not exist"),
         ('{"features": 3}', "expected the path"),
+        ('{"prompt": "x", "id": "good.error"}', "no .error at the end"),
+        ('{"prompt": "x", "size": "' + 5000 * "9" + 'x192"}', "expected WIDTHxHEIGHT"),
+        (5000 * "[", "not JSON"),
     ],
 )
 def test_a_bad_line_is_reported_and_the_others_are_read(tmp_path: Path, line: str, message: str) -> None:
@@ -67,6 +70,30 @@ def test_a_bad_line_is_reported_and_the_others_are_read(tmp_path: Path, line: st
     first, bad, last = read_jobs(path)
     assert isinstance(first, Job) and isinstance(last, Job) and (first.id, last.id) == ("good", "000003")
     assert isinstance(bad, BadJob) and message in bad.error and bad.number == 2 and bad.id not in ("good", "000003")
+
+
+def test_only_line_ends_end_a_line(tmp_path: Path) -> None:
+    prompts = ["a\u2028b", "c\u0085d", "e\u2029f"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "jobs.jsonl").write_bytes("\r\n".join(lines).encode())
+    jobs = read_jobs(tmp_path / "jobs.jsonl")
+    assert [job.request.prompt for job in jobs if isinstance(job, Job)] == prompts
+
+
+def test_a_bad_line_has_an_id_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"prompt": "a", "id": "000002"}\n{"prompt": "b"}\n{"oops": 1, "id": "000002"}\n', encoding="utf-8")
+    jobs = read_jobs(path)
+    assert isinstance(jobs[0], Job) and all(isinstance(job, BadJob) for job in jobs[1:])
+    assert len({job.id for job in jobs}) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"junk"])
+def test_a_features_file_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "f.npy").write_bytes(content)
+    (tmp_path / "jobs.jsonl").write_text('{"features": "f.npy"}', encoding="utf-8")
+    [job] = read_jobs(tmp_path / "jobs.jsonl")
+    assert isinstance(job, BadJob) and "cannot be read" in job.error
 
 
 def test_features_are_read_beside_the_jobs_file(tmp_path: Path) -> None:
@@ -85,6 +112,9 @@ def test_features_are_read_beside_the_jobs_file(tmp_path: Path) -> None:
         ("jobs.yaml", "a: 1", "expected a list"),
         ("jobs.yaml", "a: [", "not YAML"),
         ("gone.jsonl", None, "does not exist"),
+        ("jobs.yaml", "- prompt: 2024-13-45", "not YAML"),
+        ("jobs.csv", 'id,prompt\n1,"abc\n2,def\n3,ghi\n', "not CSV"),
+        ("jobs.csv", "prompt\n" + 140_000 * "x", "not CSV"),
     ],
 )
 def test_a_file_that_is_no_jobs_file_is_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:

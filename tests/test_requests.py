@@ -13,7 +13,7 @@ import panoserve
 from panoserve import PanoramaRequest
 from panoserve.configs.grid import Canvas, Frame
 from panoserve.configs.model import ModelConfig, SamplingDefaults
-from panoserve.errors import InvalidRequestError, PanoserveError
+from panoserve.errors import InvalidRequestError, ModelFolderError, PanoserveError
 from panoserve.serve.prompts import PromptAt
 
 CLASS = ModelConfig.preset("B", grid_side=24, downsample=16, condition="class", num_classes=1000)
@@ -82,6 +82,9 @@ def test_a_small_picture_is_the_middle_of_a_crop() -> None:
 
 BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
     (CLASS, {"label": 1, "width": 1000}, "width", "nearest is 992"),
+    (CLASS, {"label": 1, "width": 16 * 10**9}, "width", "at most 2147483647"),
+    (CLASS, {"label": 1, "width": 10**400 + 1}, "width", "at most 2147483647"),
+    (CLASS, {"label": 1, "width": 16 * 10**6, "height": 1600, "stride": 1}, "stride", "crops, but at most 1000000"),
     (CLASS, {"label": 1, "width": 7}, "width", "multiple of 16; the nearest is 16"),
     (CLASS, {"label": 1, "height": 300}, "height", "nearest is 304"),
     (CLASS, {"label": 1, "width": 160, "loop": True}, "width", "wider than one crop: at least 400"),
@@ -144,6 +147,31 @@ BAD: list[tuple[ModelConfig, dict[str, Any], str, str]] = [
     (CLASS, {"label": 1, "context": "both"}, "context", "reuse or recompute"),
     (replace(CLASS, unconditional=False), {"label": 1, "guidance": 2.0}, "guidance", "no unconditional branch"),
 ]
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_half_a_surrogate_pair_is_no_prompt(name: str) -> None:
+    fields = {"prompt": "a sea", name: "a lake \ud83d"}
+    with pytest.raises(InvalidRequestError, match="half of a surrogate pair") as caught:
+        PanoramaRequest(**fields).resolve(CAPTION)
+    assert caught.value.param == name
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"grid_side": "12"}, "grid_side is '12'"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"condition": "x"}, "condition is 'x'"),
+        ({"sampling": {"guidence": 1}}, "does not describe a LlamaGen model"),
+        ({"sampling": [1]}, "does not describe a LlamaGen model"),
+    ],
+)
+def test_a_damaged_config_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelFolderError, match=message):
+        ModelConfig.from_dict(CLASS.to_dict() | changes)
 
 
 @pytest.mark.parametrize(("config", "fields", "param", "message"), BAD)

@@ -69,6 +69,24 @@ def test_a_panorama_of_several_prompts_is_decoded_in_windows() -> None:
         assert image.tobytes() == (whole if loop else windows).tobytes() and whole.tobytes() != windows.tobytes()
 
 
+def test_a_small_loop_and_small_scenes_are_decoded_as_large_ones_are() -> None:
+    engine, columns = engine_of_nothing(), 4 * SIDE
+    for fields in ({"loop": True}, {"prompts": [{"prompt": "a hill", "left": 0.5}]}):
+        request = PanoramaRequest(prompt="a sea", width=columns * SCALE, height=3 * SCALE, **fields).resolve(
+            TINY_CONFIG
+        )
+        canvas = canvas_of(request)
+        drawing = SimpleNamespace(
+            codes=canvas, stats=STATS, submission=SimpleNamespace(request=request, truncated=False)
+        )
+        image = engine._panorama(drawing, decode=True).image
+        whole = engine.decode(canvas, "loop" in fields, scenes="prompts" in fields)
+        top = (SIDE - 3) // 2 * SCALE
+        assert image.tobytes() == whole.crop((0, top, whole.width, top + 3 * SCALE)).tobytes()
+        plain = engine.decode(canvas)
+        assert image.tobytes() != plain.crop((0, top, whole.width, top + 3 * SCALE)).tobytes()
+
+
 def test_rows_are_those_of_the_picture() -> None:
     engine, request = engine_of_nothing(), request_of(3, 2)
     canvas, top, left = canvas_of(request), (SIDE - 3) // 2, (SIDE - 2) // 2

@@ -148,3 +148,7 @@ def test_a_folder_that_is_no_encoder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ModelFolderError, match="cannot be loaded as a T5 encoder"):
         TextEncoder(tmp_path)
+
+
+def test_what_no_parser_takes_for_markup_is_text() -> None:
+    assert "lake" in clean_caption("a <![x[ lake")
