@@ -218,6 +218,7 @@ def _draw(run: Run, job: Job, files: EndlessFolder) -> int:
             except KeyboardInterrupt:
                 interrupted = True
                 files.save_preview()
+            files.remove_stale()
     if strips.truncated:
         limit = run.folder.config.caption_length
         warn(f"a prompt is longer than the {limit} tokens that the model takes; its end was not used")
@@ -232,5 +233,6 @@ def _tell(run: Run, files: EndlessFolder, strips: Endless, job: Job, interrupted
     if job.json:
         print(json.dumps({**facts, "seed": strips.request.seed, "interrupted": interrupted}))
         return
-    going_on = "; stopped, go on with --resume" if interrupted else ""
+    going_on = "; stopped, go on with --resume" if files.can_go_on else "; stopped too early to go on from"
+    going_on = going_on if interrupted else ""
     print(f"{files.path}: {size[0]} x {size[1]} pixels in {files.tiles} tiles, seed {strips.request.seed}{going_on}")

@@ -99,6 +99,18 @@ class EndlessFolder:
         content = state.to_json().encode()
         write_atomically(self.path / STATE, lambda file: file.write(content))
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.path / STATE).is_file()
+
+    def remove_stale(self) -> None:
+        """Remove tiles behind the last one: a run before this one may have ended with more, for the time being."""
+        index = self.tiles
+        while (path := self._tile(index)).is_file():
+            path.unlink()
+            index += 1
+
     def save_preview(self) -> None:
         if self._preview:
             _write_png(self._joined(), self.path / "preview.png")

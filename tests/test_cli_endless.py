@@ -140,7 +140,7 @@ def test_ctrl_c_before_anything_is_drawn(run: Run, tmp_path: Path) -> None:
     EndlessEngine.interrupt = 0
     code, stdout, _ = run("hills", "-o", tmp_path / "out", "--seed", 3)
     assert code == 130
-    assert stdout.startswith(f"{tmp_path / 'out'}: 0 x 32 pixels in 0 tiles")
+    assert stdout == f"{tmp_path / 'out'}: 0 x 32 pixels in 0 tiles, seed 3; stopped too early to go on from\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -153,6 +153,16 @@ def test_a_limit_can_be_raised(run: Run, tmp_path: Path, widths: tuple[int, ...]
         assert run("--resume", "--max-width", width, "-o", out)[0] == 0
     assert run("hills", "--seed", 1, "--crops", 3, "--max-width", widths[-1], "-o", straight)[0] == 0
     assert same(out, straight)
+
+
+def test_no_tile_of_an_earlier_end_stays_behind_a_stop(run: Run, tmp_path: Path) -> None:
+    """A limit leaves tiles for the time being; one that is not drawn again does not join what now is before it."""
+    out = tmp_path / "out"
+    assert run("hills", "--seed", 1, "--crops", 3, "--max-width", 300, "-o", out)[0] == 0
+    Image.new("RGB", (8, 32)).save(out / f"tile-{len(tiles_of(out)):05d}.png")
+    EndlessEngine.interrupt = 0
+    code, stdout, _ = run("--resume", "--max-width", 900, "-o", out)
+    assert code == 130 and f" in {len(tiles_of(out))} tiles" in stdout
 
 
 def test_a_failure_keeps_what_is_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
