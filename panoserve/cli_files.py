@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,8 +19,6 @@ PIECE = 64 * 1024
 PIECES = 16
 LONGEST_NAME = 255  # bytes, on every usual file system
 TEMPORARY = 10  # bytes that a temporary file's name has more than its file's
-UMASK = os.umask(0)  # can only be read by setting it: here, where no other thread makes files yet
-os.umask(UMASK)
 
 
 def load_features(path: Path) -> torch.Tensor:
@@ -77,15 +75,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with a temporary file beside `path`, then rename: the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     room = len(os.fsencode(path.name)) + TEMPORARY <= LONGEST_NAME
-    prefix = f".{path.name}." if room else ".panoserve."
-    descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    temporary = path.with_name(f".{path.name if room else 'panoserve'}.{secrets.token_hex(4)}")
+    # Not tempfile's, which makes private files: nobody can read the umask without setting it for all threads.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes private files
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

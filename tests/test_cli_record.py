@@ -142,6 +142,13 @@ def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("length", [245, 246, 255])
+def test_names_of_every_length_are_written(tmp_path: Path, length: int) -> None:
+    target = tmp_path / (length * "a")
+    write_atomically(target, lambda file: file.write(b"x"))
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_fingerprints_follow_content_not_place(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "vq").mkdir(parents=True)

@@ -232,6 +232,7 @@ def test_an_engine_decodes_in_bfloat16_if_it_draws_in_it_and_can(
 
     class Folder:
         path, has_vq = tmp_path, True
+        config = SimpleNamespace(vocab_size=TINY_VQ.codebook_size, downsample=TINY_VQ.downsample)
 
     class Drawing(_EngineBase):
         folder = Folder()  # type: ignore[assignment]
@@ -241,6 +242,9 @@ def test_an_engine_decodes_in_bfloat16_if_it_draws_in_it_and_can(
     vq = object.__new__(Drawing).vq
     assert vq.decoder.conv_in.weight.dtype == vq.post_quant_conv.weight.dtype == getattr(torch, decoded)
     assert vq.encoder.conv_in.weight.dtype == vq.quantize.embedding.weight.dtype == torch.float32
+    Folder.config.vocab_size += 1
+    with pytest.raises(ModelFolderError, match=f"has {TINY_VQ.codebook_size} codes of .* but the model draws"):
+        _ = object.__new__(Drawing).vq
 
 
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:
