@@ -233,6 +233,7 @@ def _tell(run: Run, files: EndlessFolder, strips: Endless, job: Job, interrupted
     if job.json:
         print(json.dumps({**facts, "seed": strips.request.seed, "interrupted": interrupted}))
         return
-    going_on = "; stopped, go on with --resume" if files.can_go_on else "; stopped too early to go on from"
-    going_on = going_on if interrupted else ""
+    going_on = ""
+    if interrupted:
+        going_on = "; stopped, go on with --resume" if files.can_go_on else "; stopped too early to go on from"
     print(f"{files.path}: {size[0]} x {size[1]} pixels in {files.tiles} tiles, seed {strips.request.seed}{going_on}")

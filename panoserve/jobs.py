@@ -68,9 +68,9 @@ def read_jobs(path: Path) -> list[Job | BadJob]:
                 raise InvalidRequestError(f"id {name!r} is that of job {seen[name]} already; ids name files")
             job = _job(row, number, name, path.parent)
         except InvalidRequestError as error:
-            while name in seen:  # by another job, whose files are not to be mistaken for this one's
-                name = f"{number:06d}" if name != f"{number:06d}" else f"{number:06d}-{len(seen)}"
-            jobs.append(BadJob(number, name, str(error)))
+            # Not another job's name, whose files are not to be mistaken for this one's.
+            names = (name, f"{number:06d}", *(f"{number:06d}-{again}" for again in range(len(seen))))
+            jobs.append(BadJob(number, next(name for name in names if name not in seen), str(error)))
         else:
             jobs.append(job)
         seen.setdefault(jobs[-1].id, number)

@@ -56,9 +56,12 @@ def requirement_lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def fingerprint(device: str, compiles: bool, root: Path = ROOT) -> str:
-    """SHA-256 of all that decides what the environment holds; the checkout's place counts, the install is editable."""
-    digest = hashlib.sha256(f"{device}\n{compiles}\n{sys.version_info[:2]}\n{root}\n".encode())
+def fingerprint(device: str, builds: bool, root: Path = ROOT) -> str:
+    """SHA-256 of all that decides what the environment holds; the checkout's place counts, the install is editable.
+
+    builds: whether our kernels can be built.
+    """
+    digest = hashlib.sha256(f"{device}\n{builds}\n{sys.version_info[:2]}\n{root}\n".encode())
     for name in (
         f"requirements/{device}.txt",
         "requirements/dev.txt",
@@ -122,8 +125,8 @@ def ensure_compiler() -> bool:
         problems.append(install_system_packages([f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"]))
     if compiles_kernels():
         return True
-    wanted = "a C compiler with OpenMP, and the header Python.h of this Python"
-    reasons = "; ".join(filter(None, problems)) or f"what is needed: {wanted}"
+    needed = "what is needed is a C compiler with OpenMP, and the header Python.h of this Python"
+    reasons = "; ".join(filter(None, problems)) or needed
     say(f"our kernels will not be built, and drawing on the CPU will be several times slower: {reasons}")
     return False
 
@@ -187,8 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     if sys.version_info[:2] not in PYTHONS:
         fail(f"got Python {sys.version.split()[0]}, expected 3.11 or 3.12: make PYTHON=python3.11 setup")
     device = choose_device() if arguments.device == "auto" else arguments.device
-    compiles = device == "cpu" and compiles_kernels()
-    wanted = fingerprint(device, compiles)
+    builds = device == "cpu" and compiles_kernels()
+    wanted = fingerprint(device, builds)
     stamp = arguments.venv / STAMP
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
@@ -196,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     say(f"installing for {device} into {arguments.venv}; takes a few minutes the first time, nothing the next")
     if (missing := missing_system_packages(device)) and (problem := install_system_packages(missing)):
         fail(problem)
-    if device == "cpu" and not compiles:
+    if device == "cpu" and not builds:
         wanted = fingerprint(device, ensure_compiler())
     python = ensure_venv(arguments.venv)
     if device == "cpu":

@@ -22,7 +22,7 @@ import torch
 from panoserve.configs.model import ModelConfig
 from panoserve.configs.wire import UNKNOWN
 from panoserve.errors import InvalidRequestError
-from panoserve.serve.prompts import Part, PromptAt
+from panoserve.serve.prompts import MAX_PLACE, Part, PromptAt
 from panoserve.serve.request import PanoramaRequest, check_subject, check_whole, given_size
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class Frontier:
         self.crops = config.grid.side if crops is None else crops
         self.limit = limit
         check_whole("crops", self.crops, 1, MAX_CROPS)
-        check_whole("start", start, 0, 2**53)
+        check_whole("start", start, 0, MAX_PLACE)
         if limit is not None:
-            check_whole("limit", limit, 1, 2**53)
+            check_whole("limit", limit, 1, MAX_PLACE)
         self._check(request)
         self.tail = self._given(request)  # the last codes drawn, at most a crop of them: [H, n] or [n, W]
         self.end = start + (0 if self.tail is None else self.tail.shape[self.axis])  # first column (row) not drawn yet

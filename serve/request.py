@@ -263,7 +263,7 @@ def check_negative(request: PanoramaRequest, config: ModelConfig) -> None:
 def check_text(name: str, text: str) -> None:
     """Refuse half a surrogate pair, which JSON and file names can hold, and no tokenizer or picture file can."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRequestError(f"{name} holds half of a surrogate pair, which is no character: {text!r}", name)
+        raise InvalidRequestError(f"{name} holds half of a surrogate pair, which is no character", name)
 
 
 def given_size(given: Any) -> tuple[int, int]:

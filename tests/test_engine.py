@@ -14,7 +14,7 @@ from golden_models import golden_model
 from reference_drawer import draw_greedily
 
 from panoserve import Engine, PanoramaRequest
-from panoserve.errors import CacheTooSmallError, InvalidRequestError
+from panoserve.errors import CacheTooSmallError, InvalidRequestError, PanoramaFailedError
 from panoserve.redirect.layout import plan_of
 from panoserve.redirect.plan import CONTEXTS
 from panoserve.redirect.simulate import predict
@@ -220,6 +220,24 @@ def test_a_sequence_is_drawn_as_results_complete_and_bad_requests_harm_nobody(cl
         assert torch.equal(result.codes, expected.codes)
     assert drawn == sum(panorama.codes.numel() for panorama in wanted)
     assert free_blocks(class_engine) == before
+
+
+def test_what_nobody_foresaw_fails_one_request_of_a_sequence(
+    class_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = class_engine._prepare
+
+    def breaks(requests: Any, decode: bool) -> Any:
+        if requests[0].label == 2:
+            raise KeyError("a bug")
+        return prepare(requests, decode)
+
+    monkeypatch.setattr(class_engine, "_prepare", breaks)
+    base = {"height": CROP, "width": CROP, "temperature": 0.0}
+    results = dict(class_engine.draw(PanoramaRequest(label=label, **base) for label in (1, 2, 3)))
+    error = results.pop(1)
+    assert isinstance(error, PanoramaFailedError) and "KeyError: 'a bug'" in str(error)
+    assert sorted(results) == [0, 2] and not any(isinstance(result, Exception) for result in results.values())
 
 
 def test_leaving_a_sequence_early_frees_everything(class_engine: Engine) -> None:

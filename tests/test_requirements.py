@@ -145,7 +145,7 @@ def test_an_interrupted_installation_is_taken_up_again(
     Recorder(monkeypatch, install)
     install.main(["--venv", str(tmp_path), "--device", "cpu"])
     assert (tmp_path / install.STAMP).is_file()
-    monkeypatch.setattr(install, "fingerprint", lambda device, compiles: "changed")
+    monkeypatch.setattr(install, "fingerprint", lambda device, builds: "changed")
     recorder = Recorder(monkeypatch, install, fail_at)
     with pytest.raises(SystemExit, match="install: error: "):
         install.main(["--venv", str(tmp_path), "--device", "cpu"])

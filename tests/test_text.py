@@ -10,7 +10,7 @@ from tiny_folder import write_text_encoder
 
 from panoserve.errors import ModelFolderError
 from panoserve.models.cleaning import clean_once
-from panoserve.models.text import TextEncoder, clean_caption
+from panoserve.models.text import MAX_CHARACTERS, TextEncoder, clean_caption
 
 # Number of the step in facts.md 1.10, text, the text after one pass. Most examples have one step to do.
 STEPS = [
@@ -152,3 +152,10 @@ def test_a_folder_that_is_no_encoder(tmp_path: Path) -> None:
 
 def test_what_no_parser_takes_for_markup_is_text() -> None:
     assert "lake" in clean_caption("a <![x[ lake")
+
+
+def test_a_very_long_prompt_is_cut_before_it_is_cleaned_and_says_so(encoder: TextEncoder) -> None:
+    """Its web addresses go, so that what is left would fit: that it was cut is known all the same."""
+    short, long = encoder.encode(["sky " + "a.com " * 10, "sky " + "a.com " * MAX_CHARACTERS])
+    assert torch.equal(short.features, long.features)
+    assert (short.truncated, long.truncated) == (False, True)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from panoserve.serve.http.errors import ApiError, bad_value
 from panoserve.serve.http.settings import MAX_PROMPT_CHARACTERS, MAX_PROMPTS
+from panoserve.serve.request import check_text
 
 Check = Callable[[str, Any], Any]
 Schema = dict[str, Any]
@@ -21,7 +22,7 @@ SIZE = r"(\d{1,7})x(\d{1,7})"
 class Field:
     """One field of a body. None is never an error, and never comes here.
 
-    check: from its name and value to what the value means; raises ApiError.
+    check: from its name and value to what the value means; raises ApiError or InvalidRequestError.
     schema: what passes, as far as a schema can say it; what depends on the model is left to check. None: nothing does.
     """
 
@@ -39,8 +40,7 @@ def text(most: int) -> Field:
             raise bad_value(name, f"{name} is {shown(value)}, but must be a string")
         if len(value) > most:
             raise bad_value(name, f"{name} has {len(value)} characters, but at most {most} are taken")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise bad_value(name, f"{name} holds half of a surrogate pair, which is no character")
+        check_text(name, value)
         return value
 
     return Field(check, {"type": "string", "maxLength": most})

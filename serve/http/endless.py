@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from panoserve.configs.grid import MAX_SIDE
 from panoserve.configs.model import ModelConfig
 from panoserve.serve.endless import DIRECTIONS, Frontier
 from panoserve.serve.http.checks import Field, one_of, refused, shown, whole
@@ -24,7 +25,7 @@ from panoserve.serve.http.errors import ApiError, bad_value
 from panoserve.serve.http.fields import FIELDS, OUR_FIELDS, Output, check_crops, output_of, request_of
 from panoserve.serve.http.pictures import base64_text, encoded
 from panoserve.serve.http.runs import Events, Run
-from panoserve.serve.prompts import PromptAt
+from panoserve.serve.prompts import MAX_PLACE, PromptAt
 from panoserve.vq.endless import EndlessDecoder
 from panoserve.vq.images import to_pil
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from panoserve.serve.http.service import ImageService
 
 MAX_CROPS = 64  # of a segment
-MAX_PIXELS = 2**31 - 1  # of a limit
 MAX_STEERS = 1000  # prompts of one panorama
 GIB = 1 << 30
 ROOM_SECONDS = 0.5  # between looks for room in the queue
@@ -44,14 +44,14 @@ ENDLESS_FIELDS: dict[str, Field] = {
     **{name: FIELDS[name] for name in ("prompt", "model", "output_format", "output_compression", *OUR_FIELDS)},
     "loop": refused("an endless panorama never comes back"),
     "direction": one_of(*DIRECTIONS),
-    "width": whole(1, MAX_PIXELS).noted("pixels across, where the direction is down"),
-    "height": whole(1, MAX_PIXELS).noted("pixels across, where the direction is right"),
+    "width": whole(1, MAX_SIDE).noted("pixels across, where the direction is down"),
+    "height": whole(1, MAX_SIDE).noted("pixels across, where the direction is right"),
     "crops": whole(1, MAX_CROPS).noted("crops of a segment"),
-    "limit": whole(1, MAX_PIXELS).noted("pixels after which to stop; without it, when the stream is closed"),
+    "limit": whole(1, MAX_SIDE).noted("pixels after which to stop; without it, when the stream is closed"),
 }
 STEER_FIELDS: dict[str, Field] = {
     **{name: FIELDS[name] for name in ("prompt", "label")},
-    "at": whole(0, 2**53).noted("pixel from which it holds; by default as soon as possible"),
+    "at": whole(0, MAX_PLACE).noted("pixel from which it holds; by default as soon as possible"),
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from panoserve.configs.grid import Canvas
+from panoserve.configs.grid import MAX_SIDE, Canvas
 from panoserve.configs.model import ModelConfig
 from panoserve.redirect.layout import count_windows
 from panoserve.redirect.plan import CONTEXTS
@@ -29,12 +29,12 @@ from panoserve.serve.http.checks import (
     whole,
 )
 from panoserve.serve.http.errors import ApiError, bad_value
-from panoserve.serve.http.settings import MAX_CROPS, MAX_IMAGES, MAX_PROMPT_CHARACTERS
+from panoserve.serve.http.settings import MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_REQUEST_CROPS
 from panoserve.serve.request import MAX_GUIDANCE, MAX_SEED, MAX_TEMPERATURE, PanoramaRequest
 from panoserve.serve.work import FreshPicture, Work
 
 # Longest side that the format can hold, in pixels; Pillow and libwebp refuse more.
-MAX_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+FORMAT_SIDES = {"png": MAX_SIDE, "jpeg": 65_500, "webp": 16_383}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class ImageJob:
     @property
     def codes(self) -> int:
         """Codes of all canvases."""
-        return sum(canvas.codes for canvas in self.canvases)
+        return sum(work.codes for work in self.works)
 
     @property
     def size(self) -> str:
@@ -170,11 +170,11 @@ def check_crops(canvases: Iterable[Canvas], request: PanoramaRequest, config: Mo
     assert request.stride is not None and request.row_stride is not None
     strides = request.stride, request.row_stride
     crops = sum(count_windows(canvas, config.grid, *strides, request.loop) for canvas in canvases)
-    if crops > MAX_CROPS:
+    if crops > MAX_REQUEST_CROPS:
         raise ApiError(
             400,
-            f"the request asks for {crops} crops in all, but at most {MAX_CROPS} are taken; ask for a larger stride, a "
-            "smaller size or a smaller n",
+            f"the request asks for {crops} crops in all, but at most {MAX_REQUEST_CROPS} are taken; ask for a larger "
+            "stride, a smaller size or a smaller n",
             code="too_large",
             param="stride" if min(strides) < config.grid.default_stride else param,
         )
@@ -215,7 +215,7 @@ def output_of(values: dict[str, Any]) -> Output:
 def check_format(output: Output, request: PanoramaRequest) -> None:
     """Raise ApiError if the file's format cannot hold a resolved request's picture."""
     assert request.width is not None and request.height is not None
-    most = MAX_SIDE[output.output_format]
+    most = FORMAT_SIDES[output.output_format]
     if max(request.width, request.height) > most:
         raise bad_value(
             "output_format",

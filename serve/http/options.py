@@ -7,7 +7,7 @@ from typing import Any
 
 from panoserve.configs.model import ModelConfig
 from panoserve.redirect.plan import CONTEXTS
-from panoserve.serve.http.fields import MAX_SIDE
+from panoserve.serve.http.fields import FORMAT_SIDES
 from panoserve.serve.http.settings import MAX_IMAGES, HttpSettings
 from panoserve.serve.request import DEFAULT_CROPS_WIDE, MAX_GUIDANCE, MAX_TEMPERATURE
 
@@ -31,6 +31,6 @@ def options_of(config: ModelConfig, settings: HttpSettings, model: str) -> dict[
         "top_k": {"max": config.vocab_size},
         "defaults": asdict(config.sampling) | {"context": settings.context},
         "contexts": list(CONTEXTS),
-        "output_formats": MAX_SIDE,
+        "output_formats": FORMAT_SIDES,
         "n": {"max": MAX_IMAGES},
     }

@@ -11,7 +11,7 @@ MAX_FORM_BYTES = 64 << 20  # of an edit: a picture and its mask
 MAX_EDIT_PIXELS = 16_000_000  # of a picture to be edited; a small file can claim any size
 MAX_PROMPT_CHARACTERS = 32_000  # OpenAI's limit
 MAX_PROMPTS = 100  # along one panorama
-MAX_CROPS = 4096  # of one request: each costs the planner some 40 KiB and half a millisecond
+MAX_REQUEST_CROPS = 4096  # of one request: each costs the planner some 40 KiB and half a millisecond
 MAX_IMAGES = 10  # of one request; OpenAI's limit
 KEEP_ALIVE_SECONDS = 15.0  # between comments on an idle stream, below the usual read time-outs of proxies
 
