@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
+# The same examples at every run, so that a change is blamed for what it broke. PANOSERVE_FUZZ_EXAMPLES=N searches
+# further: other examples each time, N for each fuzz test.
+hypothesis.settings.register_profile("panoserve", derandomize="PANOSERVE_FUZZ_EXAMPLES" not in os.environ)
+hypothesis.settings.load_profile("panoserve")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: faster starts, inspectable schedulers
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 

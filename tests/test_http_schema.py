@@ -43,7 +43,8 @@ def described() -> dict[str, Any]:
 
 OPENAPI = described()
 NOT_CHECKED = [positive_data_acceptance]
-schema = schemathesis.openapi.from_dict(OPENAPI).exclude(path="/v1/images/endless")  # its streams have no end
+SCHEMA = schemathesis.openapi.from_dict(OPENAPI)
+ENDING = SCHEMA.exclude(path="/v1/images/endless")  # whose streams have no end
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@schema.parametrize()
+@ENDING.parametrize()
 @FUZZ
 def test_anything(case: Case, url: str) -> None:
     """Bodies that the schema allows and forbids, other methods, other types: answers are those that it describes."""
@@ -67,15 +68,29 @@ def statuses() -> Iterator[Counter[int]]:
     assert counted[200] >= EXAMPLES // 5, f"hardly a body was good enough to be drawn: {counted}"
 
 
-@schema.include(path="/v1/images/generations").parametrize()
+@pytest.mark.parametrize("stream", [False, True])
+@SCHEMA.include(path="/v1/images/generations").parametrize()
 @FUZZ
-def test_bodies_that_can_be_drawn(case: Case, url: str, statuses: Counter[int]) -> None:
-    """Bodies that the schema allows, with a model, a prompt and a size that are there, so that most are drawn."""
+def test_bodies_that_can_be_drawn(case: Case, url: str, statuses: Counter[int], stream: bool) -> None:
+    """Bodies that the schema allows, with a model, a prompt and a size that are there, so that most are drawn; of
+    streams, each event is checked.
+    """
     assume(case.meta.generation.mode is GenerationMode.POSITIVE and isinstance(case.body, dict))
     width = CROP * (1 + len(case.body) % 3)
     case.body |= {"model": None, "prompt": WORDS[0], "label": None, "size": f"{width}x{CROP}"}
     case.body |= {"prompts": None, "output_compression": None, "stride": None, "row_stride": None}
+    case.body |= {"n": 1, "stream": True, "partial_images": 2, "response_format": "b64_json"} if stream else {}
     statuses[case.call_and_validate(base_url=url, excluded_checks=NOT_CHECKED).status_code] += 1
+
+
+@SCHEMA.include(path="/v1/images/endless").parametrize()
+@FUZZ
+def test_endless_panoramas_that_end(case: Case, url: str) -> None:
+    """Likewise, with a limit in pixels; each event is checked."""
+    assume(case.meta.generation.mode is GenerationMode.POSITIVE and isinstance(case.body, dict))
+    case.body = {name: case.body[name] for name in ("output_format", "temperature", "top_p") if name in case.body}
+    case.body |= {"prompt": WORDS[0], "direction": "right", "height": CROP, "limit": 3 * CROP, "crops": 2}
+    assert case.call_and_validate(base_url=url, excluded_checks=NOT_CHECKED).status_code == 200
 
 
 def test_every_field_is_described() -> None:

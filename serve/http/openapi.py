@@ -8,95 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from panoserve.serve.http.checks import Field, Schema
 from panoserve.serve.http.pictures import MEDIA_TYPES
-
-
-class Shape(BaseModel):
-    """The shape of an answer. It describes what the routes send, which they build themselves."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class ErrorFacts(Shape):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorAnswer(Shape):
-    """OpenAI's shape of an error."""
-
-    error: ErrorFacts
-
-
-class PictureAnswer(Shape):
-    b64_json: str = ""
-    url: str = ""
-    seed: int
-    prompt_truncated: bool = False
-
-
-class TokenDetails(Shape):
-    text_tokens: int
-    image_tokens: int
-
-
-class Usage(Shape):
-    """Text tokens are condition rows, image tokens are codes: given ones are input, drawn ones output."""
-
-    input_tokens: int
-    input_tokens_details: TokenDetails
-    output_tokens: int
-    output_tokens_details: TokenDetails
-    total_tokens: int
-
-
-class ImagesAnswer(Shape):
-    """OpenAI's ImagesResponse, with the seed beside each picture."""
-
-    created: int
-    data: list[PictureAnswer]
-    background: str
-    output_format: str
-    quality: str
-    size: str
-    safety_identifier: str = ""
-    usage: Usage
-
-
-class OptionsAnswer(Shape):
-    """Sizes, ranges and defaults; in pixels, strides in codes. What is in each depends on the model."""
-
-    model: str
-    condition: str
-    classes: int
-    size: dict[str, int | str]
-    stride: dict[str, int]
-    guidance: dict[str, bool | float]
-    temperature: dict[str, float]
-    top_k: dict[str, int]
-    defaults: dict[str, Any]
-    contexts: list[str]
-    output_formats: dict[str, int]
-    n: dict[str, int]
-
-
-class SteerAnswer(Shape):
-    """From which pixel on the new prompt holds."""
-
-    at: int
-
+from panoserve.serve.http.shapes import ErrorAnswer, Shape
 
 FILES = {
     "image": "the picture",
     "image[]": "the same, as openai's client calls it in a list; one picture in all",
     "mask": "transparent where something is to be drawn, of the picture's size",
 }
-EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "the request cannot be served; 429: not now, see Retry-After"},
     "5XX": {"model": ErrorAnswer, "description": "the server failed; 503: its engine died, and it is about to end"},
@@ -111,6 +31,22 @@ def answers(shape: type[Shape] | None = None, content: Schema | None = None) -> 
     if content is not None:
         good["content"] = content
     return {200: good, **ERRORS}
+
+
+def event_stream(shapes: Mapping[str, type[Shape]]) -> Schema:
+    """The content of an answer that is a stream of events, each of one of these types or an error.
+
+    The schema is that of one event, as OpenAPI 3.1 leaves open; models that are nested in a shape are those of other
+    answers, so that the document has them.
+    """
+    template = "#/components/schemas/{model}"
+    different: list[type[Shape]] = list(dict.fromkeys([*shapes.values(), ErrorAnswer]))
+    bodies = [shape.model_json_schema(ref_template=template) for shape in different]
+    for body in bodies:
+        body.pop("$defs", None)
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": bodies}}
+    event = _object({"event": {"enum": [*shapes, "error"]}, "data": data}) | {"required": ["event", "data"]}
+    return {"text/event-stream": {"schema": event}}
 
 
 def pictures() -> Schema:

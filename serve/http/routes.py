@@ -21,11 +21,8 @@ from panoserve.serve.http.errors import ApiError
 from panoserve.serve.http.fields import FIELDS, ImageJob, checked, image_job, parse_body
 from panoserve.serve.http.form import FILES, form_of, parts_of
 from panoserve.serve.http.openapi import (
-    EVENTS,
-    ImagesAnswer,
-    OptionsAnswer,
-    SteerAnswer,
     answers,
+    event_stream,
     form_body,
     json_body,
     pictures,
@@ -34,6 +31,7 @@ from panoserve.serve.http.options import options_of
 from panoserve.serve.http.pictures import MEDIA_TYPES
 from panoserve.serve.http.service import ImageService, cancelled
 from panoserve.serve.http.settings import KEEP_ALIVE_SECONDS, MAX_BODY_BYTES
+from panoserve.serve.http.shapes import ENDLESS, ImagesAnswer, OptionsAnswer, SteerAnswer, painted
 
 CLIENT_LEFT = 499  # nobody reads it; the access log does
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
@@ -49,7 +47,11 @@ def service_of(request: Request) -> ImageService:
     return service
 
 
-@keyed.post("/generations", responses=answers(ImagesAnswer, EVENTS), openapi_extra=json_body(FIELDS))
+@keyed.post(
+    "/generations",
+    responses=answers(ImagesAnswer, event_stream(painted("image_generation"))),
+    openapi_extra=json_body(FIELDS),
+)
 async def generations(request: Request) -> Response:
     """OpenAI's image generation: one panorama or several, whole or as a stream of events."""
     service = service_of(request)
@@ -62,7 +64,9 @@ async def generations(request: Request) -> Response:
     return await answer_to(request, job)
 
 
-@keyed.post("/edits", responses=answers(ImagesAnswer, EVENTS), openapi_extra=form_body(EDIT_FIELDS))
+@keyed.post(
+    "/edits", responses=answers(ImagesAnswer, event_stream(painted("image_edit"))), openapi_extra=form_body(EDIT_FIELDS)
+)
 async def edits(request: Request) -> Response:
     """OpenAI's image edit: a picture extended, or redrawn where a mask is transparent."""
     service = service_of(request)
@@ -83,7 +87,10 @@ async def edits(request: Request) -> Response:
 
 
 @keyed.post(
-    "/endless", response_class=Response, responses=answers(content=EVENTS), openapi_extra=json_body(ENDLESS_FIELDS)
+    "/endless",
+    response_class=Response,
+    responses=answers(content=event_stream(ENDLESS)),
+    openapi_extra=json_body(ENDLESS_FIELDS),
 )
 async def endless(request: Request) -> Response:
     """Ours: a panorama that is drawn, tile by tile, for as long as its stream is read."""
