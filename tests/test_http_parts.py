@@ -7,7 +7,9 @@ import io
 import json
 import logging
 import threading
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from tiny_folder import TINY_CONFIG
 from vq_weights import TINY_VQ, filled_vq
 
 from panoserve.errors import EnvironmentProblem
+from panoserve.serve.http import decoding
 from panoserve.serve.http.backlog import MAX_WAIT, RATE_WINDOW, UNKNOWN_WAIT, Backlog
 from panoserve.serve.http.errors import ApiError
 from panoserve.serve.http.fields import image_job
@@ -24,8 +27,9 @@ from panoserve.serve.http.pictures import Studio
 from panoserve.serve.http.service import due_rows
 from panoserve.serve.http.settings import HttpSettings
 from panoserve.serve.http.store import PictureStore
-from panoserve.serve.work import UNPAINTED
+from panoserve.serve.work import UNPAINTED, Round
 from panoserve.vq.images import to_pil
+from panoserve.vq.model import VQModel
 
 
 class Clock:
@@ -212,3 +216,56 @@ def test_log_lines_are_json() -> None:
 def test_settings_that_make_no_sense() -> None:
     with pytest.raises(EnvironmentProblem, match="--max-queue-codes is 0"):
         HttpSettings(max_queue_codes=0)
+
+
+def test_pictures_of_one_kind_that_wait_are_decoded_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where as many go together as fit into the memory; each is the picture that it is alone."""
+    monkeypatch.setattr(decoding, "decodes_at_once", lambda *_: 3)
+    batches: list[int] = []
+    decode_tiled = decoding.decode_tiled
+
+    def counted(vq: VQModel, codes: torch.Tensor, **options: Any) -> torch.Tensor:
+        batches.append(len(codes))
+        return decode_tiled(vq, codes, **options)
+
+    monkeypatch.setattr(decoding, "decode_tiled", counted)
+    crop = TINY_CONFIG.grid.crop_pixels
+    plain, loop = ({"prompt": "a", "size": (2 * crop, crop), **more} for more in ({}, {"loop": True}))
+    jobs = [image_job(body, TINY_CONFIG, "reuse") for body in [plain] * 5 + [loop, plain]]
+    generator = torch.Generator().manual_seed(0)
+    canvases = [torch.randint(TINY_VQ.codebook_size, canvas().shape, generator=generator) for _ in jobs]
+    studio = Studio(TINY_CONFIG, filled_vq(TINY_VQ), 1 << 30, metrics())
+
+    async def files() -> list[bytes | Round]:
+        free = threading.Event()
+        holding = asyncio.ensure_future(studio.run(lambda: free.wait(30)))
+        rounds = [await studio.begin(job.works[0]) for job in jobs]
+        waiting = [
+            asyncio.ensure_future(studio.finish(round_, {"picture": codes}, job.output))
+            for round_, codes, job in zip(rounds, canvases, jobs, strict=True)
+        ]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        await asyncio.sleep(0.01)
+        free.set()
+        assert await holding
+        return [await file for index, file in enumerate(waiting) if index != 1]
+
+    made = asyncio.run(files())
+    assert batches == [3, 1, 1, 1], "the first three that are still wanted, the fifth, the loop, the last"
+    vq = filled_vq(TINY_VQ)
+    kept = [(job, codes) for index, (job, codes) in enumerate(zip(jobs, canvases, strict=True)) if index != 1]
+    for file, (job, codes) in zip(made, kept, strict=True):
+        assert isinstance(file, bytes)
+        alone = np.asarray(to_pil(vq.decode(codes[None], job.works[0].request.loop)[0]))
+        together = np.asarray(Image.open(io.BytesIO(file)))
+        assert np.abs(together.astype(int) - alone).max() <= 1
+
+
+def test_a_batch_that_cannot_be_decoded_fails_each_of_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(decoding, "decode_tiled", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        draw("png", TINY_CONFIG.grid.side)

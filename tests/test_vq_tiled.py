@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from panoserve.vq import tiled
 from panoserve.vq.config import VQ_16, VQConfig
 from panoserve.vq.fields import Moments, Stored
 from panoserve.vq.model import VQModel
-from panoserve.vq.tiled import decode_tiled, whole_decode_bytes
+from panoserve.vq.tiled import decode_tiled, decodes_at_once, whole_decode_bytes
 
 TOLERANCE = 1e-4  # float32, pictures in about [-1, 1]: 1/80 of a level of an 8-bit picture
 
@@ -96,6 +97,18 @@ def test_a_small_canvas_is_decoded_whole(model: VQModel, monkeypatch: pytest.Mon
         assert torch.equal(decode_tiled(model, codes, memory=enough), model.decode(codes))
     with pytest.raises(pytest.fail.Exception):
         decode_tiled(model, codes, memory=enough - 1)
+
+
+def test_small_canvases_are_decoded_together_on_a_gpu(model: VQModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, one = random_codes(3, 4, 4), whole_decode_bytes(model, 4, 4)
+    assert decodes_at_once(model, 4, 4, 3 * one) == 1, "a CPU takes them one by one"
+    elsewhere = copy.deepcopy(model).to("meta")
+    assert [decodes_at_once(elsewhere, 4, 4, memory) for memory in (0, one, 2 * one, 3 * one)] == [1, 1, 2, 3]
+    monkeypatch.setattr(tiled, "decodes_at_once", lambda *_: 2)
+    fractions: list[float] = []
+    together = decode_tiled(model, codes, memory=2 * one, progress=fractions.append)
+    torch.testing.assert_close(together, model.decode(codes), rtol=0, atol=TOLERANCE)
+    assert fractions == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("memory", [0, 60_000, 1 << 30])

@@ -53,21 +53,34 @@ def decode_tiled(
 
     Equal to `model.decode(codes, around)` within 1e-4 in float32; around: the right edge meets the left one. `memory`
     bounds, in bytes, the activations kept between passes (see the module's docstring); a canvas whose whole decode fits
-    into it is decoded whole. `progress` is called with the fraction done, rising to 1.0.
+    into it is decoded whole, with as many others as `decodes_at_once` says. `progress` is called with the fraction
+    done, rising to 1.0.
     """
     batch, rows, columns = codes.shape
     side = model.config.downsample
     weight = model.post_quant_conv.weight
     pictures = torch.empty(batch, 3, rows * side, columns * side, device=weight.device)
-    for i in range(batch):
-        report = _share(progress, i, batch)
-        canvas = codes[i : i + 1].to(weight.device)
-        if whole_decode_bytes(model, rows, columns) <= memory:
-            pictures[i] = model.decode(canvas, around)[0]
+    whole = whole_decode_bytes(model, rows, columns) <= memory
+    step = decodes_at_once(model, rows, columns, memory)
+    for i in range(0, batch, step):
+        report = _share(progress, i // step, -(-batch // step))
+        canvases = codes[i : i + step].to(weight.device)
+        if whole:
+            pictures[i : i + step] = model.decode(canvases, around)
         else:
-            _decode_in_strips(model, canvas, pictures[i : i + 1], memory, report, around)
+            _decode_in_strips(model, canvases, pictures[i : i + 1], memory, report, around)
         report(1.0)
     return pictures
+
+
+def decodes_at_once(model: VQModel, rows: int, columns: int, memory: int) -> int:
+    """Canvases of rows x columns codes that are decoded as one batch: on a GPU as many as fit into `memory`.
+
+    On a CPU one: it keeps all cores busy, and more of them are no faster (docs/log.md).
+    """
+    if model.post_quant_conv.weight.device.type == "cpu":
+        return 1
+    return max(1, memory // whole_decode_bytes(model, rows, columns))
 
 
 def whole_decode_bytes(model: VQModel, rows: int, columns: int) -> int:

@@ -1,8 +1,9 @@
 """Between codes and files: VQ encoding and decoding, painting of unfinished pictures, files; all off the event loop.
 
-One thread does it for all requests, so the peak is one picture's: the decoder's bound (vq/tiled.py, of which
-`decode_memory_gib` is the adjustable part), 15 bytes a pixel for the decoded picture, and its encoded file; while a
-picture is edited, up to 70 bytes a pixel of it (MAX_EDIT_PIXELS) instead of the 15.
+One thread does it for all requests, so the peak is that of one order: the decoder's bound (vq/tiled.py, of which
+`decode_memory_gib` is the adjustable part), 15 bytes a pixel for the decoded pictures, and an encoded file; while a
+picture is edited, up to 70 bytes a pixel of it (MAX_EDIT_PIXELS) instead of the 15. Where pictures are decoded in
+batches (a GPU), orders that wait and fit into `decode_memory_gib` with the first one are served with it.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ import asyncio
 import base64
 import io
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from panoserve.serve.http.decoding import CanvasDecoder, Part
 from panoserve.serve.http.fields import Output
 from panoserve.serve.http.metrics import Metrics
-from panoserve.serve.work import UNPAINTED, Decoded, Pixels, Round, Work, encoder
-from panoserve.vq.endless import decode_windows
-from panoserve.vq.images import PNG_LEVEL, to_pil
-from panoserve.vq.tiled import decode_tiled
+from panoserve.serve.work import Decoded, Pixels, Round, Work, encoder
+from panoserve.vq.images import PNG_LEVEL
 
 if TYPE_CHECKING:
     import torch
 
     from panoserve.configs.model import ModelConfig
-    from panoserve.serve.request import PanoramaRequest
     from panoserve.vq.model import VQModel
 
 T = TypeVar("T")
@@ -37,14 +38,23 @@ Canvases = Mapping[str, "torch.Tensor"]  # int64 [H, W] codes of every request o
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """Canvases of a round that are to be decoded, and what is made of their pictures."""
+
+    parts: dict[str, Part]
+    make: Callable[[Decoded], Round | bytes]
+    made: Future[Round | bytes] = field(default_factory=Future)
+
+
 class Studio:
     """Decodes and encodes pictures in a thread of its own, in the order they come."""
 
     def __init__(self, model: ModelConfig, vq: VQModel, memory: int, metrics: Metrics) -> None:
-        self._model = model
-        self._vq = vq
-        self._memory = memory
+        self._decoder = CanvasDecoder(model, vq, memory)
+        self._encode = encoder(vq, model.grid_side)
         self._metrics = metrics
+        self._orders: deque[Order] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panoserve-decode")
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -53,43 +63,61 @@ class Studio:
 
     async def begin(self, work: Work) -> Round:
         """A work's first round; one that encodes nothing does not wait for the pictures before it."""
-        encode = encoder(self._vq, self._model.grid_side)
-        return await self.run(lambda: work.begin(encode)) if work.encodes else work.begin(encode)
+        if not work.encodes:
+            return work.begin(self._encode)
+        return await self.run(lambda: work.begin(self._encode))
 
     async def preview(self, round_: Round, canvases: Canvases, output: Output) -> bytes:
         """The file of a work that is under way; what is not drawn yet is grey."""
-        return await self.run(lambda: self._timed(lambda: encoded(round_.preview(self._all(round_, canvases)), output)))
+        made = await self._made(round_, canvases, lambda decoded: encoded(round_.preview(decoded), output))
+        assert isinstance(made, bytes)
+        return made
 
     async def finish(self, round_: Round, canvases: Canvases, output: Output) -> Round | bytes:
         """What follows when a round is drawn: the next one, or the file of the whole work."""
 
-        def finished() -> Round | bytes:
-            result = round_.finish(self._all(round_, canvases))
+        def finished(decoded: Decoded) -> Round | bytes:
+            result = round_.finish(decoded)
             return result if isinstance(result, Round) else encoded(result, output)
 
-        return await self.run(lambda: self._timed(finished))
+        return await self._made(round_, canvases, finished)
 
-    def _timed(self, work: Callable[[], T]) -> T:
+    async def _made(self, round_: Round, canvases: Canvases, make: Callable[[Decoded], Round | bytes]) -> Round | bytes:
+        order = Order({name: Part(request, canvases[name]) for name, request in round_.requests.items()}, make)
+        self._orders.append(order)
+        self._thread.submit(self._serve)
+        return await asyncio.wrap_future(order.made)
+
+    def _serve(self) -> None:
+        """Serve the order that has waited longest, unless it was served with another, and those that go with it."""
+        orders = self._next()
         begun = time.perf_counter()
-        result = work()
-        self._metrics.decode_seconds.observe(time.perf_counter() - begun)
-        return result
+        try:
+            pictures = iter(self._decoder.pictures([part for order in orders for part in order.parts.values()]))
+        except Exception as error:
+            for order in orders:
+                order.made.set_exception(error)
+            return
+        share = (time.perf_counter() - begun) / max(1, len(orders))
+        for order in orders:
+            begun = time.perf_counter()
+            try:
+                order.made.set_result(order.make({name: next(pictures) for name in order.parts}))
+            except Exception as error:
+                order.made.set_exception(error)
+            self._metrics.decode_seconds.observe(share + time.perf_counter() - begun)
 
-    def _all(self, round_: Round, canvases: Canvases) -> Decoded:
-        return {name: self._decoded(request, canvases[name]) for name, request in round_.requests.items()}
-
-    def _decoded(self, request: PanoramaRequest, codes: torch.Tensor) -> Pixels:
-        """The picture of a canvas. If fewer rows are given than the request asks for, the rest is UNPAINTED."""
-        canvas, frame, step = request.canvas(self._model), request.frame(self._model), self._vq.config.downsample
-        pixels = np.full((canvas.rows * step, canvas.columns * step, 3), UNPAINTED, dtype=np.uint8)
-        if len(codes):
-            if request.prompts and not request.loop:
-                picture = decode_windows(self._vq, codes, self._model.grid_side, self._memory)
-            else:
-                picture = decode_tiled(self._vq, codes[None], memory=self._memory, around=request.loop)[0]
-            pixels[: len(codes) * step] = np.asarray(to_pil(picture))
-        left, top, right, bottom = frame.box(step)
-        return pixels[top:bottom, left:right]
+    def _next(self) -> list[Order]:
+        """The first order, and those right behind it that are decoded in one batch with it."""
+        orders: list[Order] = []
+        while self._orders:
+            together = [part for order in (*orders, self._orders[0]) for part in order.parts.values()]
+            if orders and not self._decoder.as_one(together):
+                break
+            order = self._orders.popleft()
+            if order.made.set_running_or_notify_cancel():  # else nobody waits for it any more
+                orders.append(order)
+        return orders
 
 
 def base64_text(content: bytes) -> str:

@@ -24,7 +24,7 @@ class HttpSettings:
     max_queue_codes: int = 1 << 18  # accepted and not drawn yet, over all requests; beyond it the answer is 429
     url_minutes: float = 60.0  # how long a picture asked for as `url` can be fetched
     url_mib: float = 256.0  # memory for such pictures; the oldest go first
-    decode_memory_gib: float = 1.0  # activations kept while a picture is decoded; one picture is decoded at a time
+    decode_memory_gib: float = 1.0  # activations kept while pictures are decoded
 
     def __post_init__(self) -> None:
         for name in ("max_queue_codes", "url_minutes", "url_mib", "decode_memory_gib"):
