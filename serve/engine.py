@@ -6,9 +6,11 @@ Both start vLLM with the redirection scheduler (settings.py), prepare requests a
 
 from __future__ import annotations
 
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -203,6 +205,7 @@ class Engine(_EngineBase):
         if not own_process:
             Engine._in_process = self
         self.steps = 0  # engine steps since the start
+        self._drawing_lock = threading.Lock()
 
     __init__.__doc__ = _EngineBase.__init__.__doc__
 
@@ -242,7 +245,7 @@ class Engine(_EngineBase):
         indices: dict[str, int] = {}
         lanes: dict[str, int] = {}
         upcoming = next(waiting, None)
-        try:
+        with self._alone(running):
             while upcoming is not None or running:
                 if upcoming is not None and sum(lanes[request_id] for request_id in running) < room:
                     index, request = upcoming
@@ -262,9 +265,6 @@ class Engine(_EngineBase):
                 for request_id, failure in self._step(running, advance):
                     drawing = running.pop(request_id)
                     yield indices[request_id], self._panorama(drawing, decode=False) if failure is None else failure
-        finally:
-            if running:
-                self._engine.abort_request(list(running))
 
     def endless(self, request: PanoramaRequest, advance: Advance = int, **options: Any) -> Endless:
         """An iterator over the strips of a panorama that goes on for as long as it is asked (endless.py).
@@ -278,7 +278,7 @@ class Engine(_EngineBase):
     def _draw(self, submissions: Sequence[Submission], advance: Advance) -> list[Drawing]:
         """Draw all of a batch; the first failure ends it."""
         running: dict[str, Drawing] = {}
-        try:
+        with self._alone(running):
             for submission in submissions:
                 self._submit(submission, running)
             drawings = list(running.values())
@@ -287,10 +287,22 @@ class Engine(_EngineBase):
                     del running[request_id]
                     if error is not None:
                         raise error
+        return drawings
+
+    @contextmanager
+    def _alone(self, running: Mapping[str, Drawing]) -> Iterator[None]:
+        """Keep other drawings away, which would be given this one's rows; abort what is unfinished in the end."""
+        if not self._drawing_lock.acquire(blocking=False):
+            raise PanoserveError(
+                "this engine is drawing already, in another thread or in a loop over draw() that is not at its end; "
+                "end that first, or draw both in one call, or use AsyncEngine, which draws any number at a time"
+            )
+        try:
+            yield
         finally:
             if running:
                 self._engine.abort_request(list(running))
-        return drawings
+            self._drawing_lock.release()
 
     def _submit(self, submission: Submission, running: dict[str, Drawing]) -> str:
         request_id = uuid.uuid4().hex

@@ -13,8 +13,8 @@ import torch
 from golden_models import golden_model
 from reference_drawer import draw_greedily
 
-from panoserve import Engine, PanoramaRequest
-from panoserve.errors import CacheTooSmallError, InvalidRequestError, PanoramaFailedError
+from panoserve import Engine, Panorama, PanoramaRequest
+from panoserve.errors import CacheTooSmallError, InvalidRequestError, PanoramaFailedError, PanoserveError
 from panoserve.redirect.layout import plan_of
 from panoserve.redirect.plan import CONTEXTS
 from panoserve.redirect.simulate import predict
@@ -249,3 +249,17 @@ def test_leaving_a_sequence_early_frees_everything(class_engine: Engine) -> None
         pytest.fail("nothing was drawn")
     class_engine.generate([PanoramaRequest(label=1, width=CROP, height=CROP)], decode=False, progress=False)
     assert free_blocks(class_engine) == before
+
+
+def test_two_drawings_at_once_are_refused_and_the_first_goes_on(class_engine: Engine) -> None:
+    request = PanoramaRequest(label=1, width=CROP, height=CROP, temperature=0.0)
+    drawing = class_engine.draw([request, request])
+    _, first = next(drawing)
+    for begin in (lambda: class_engine.generate([request], decode=False), lambda: next(class_engine.draw([request]))):
+        with pytest.raises(PanoserveError, match="drawing already"):
+            begin()
+    [(_, second)] = drawing
+    assert isinstance(first, Panorama) and isinstance(second, Panorama)
+    assert torch.equal(first.codes, second.codes)
+    [alone] = class_engine.generate([request], decode=False, progress=False)
+    assert torch.equal(alone.codes, first.codes)
