@@ -126,13 +126,16 @@ def slots_read(plan: Plan, prefix_rows: int = 1) -> int:
     return total
 
 
-def panorama_work(config: ModelConfig, itemsize: int, steps: int, forward_tokens: int, slots: int) -> Work:
-    """The work of a whole run: `steps` engine steps that fed `forward_tokens` codes and attended to `slots` slots.
+def panorama_work(
+    config: ModelConfig, itemsize: int, kv_itemsize: int, steps: int, forward_tokens: int, slots: int
+) -> Work:
+    """The work of a whole run: `steps` engine steps that fed `forward_tokens` codes and attended to `slots` slots, with
+    weights of `itemsize` bytes a number and a cache of `kv_itemsize`.
 
     flops = 2 * weights * 2 streams * tokens; attention's own are left out, which makes the floor lower, not higher.
     """
     weights = read_weights(config)
     return Work(
-        bytes=steps * weights * itemsize + slots * kv_bytes_per_slot(config, itemsize),
+        bytes=steps * weights * itemsize + slots * kv_bytes_per_slot(config, kv_itemsize),
         flops=2 * weights * 2 * forward_tokens,
     )

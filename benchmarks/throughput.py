@@ -101,7 +101,9 @@ def measure(workload: Workload, report: Callable[[str], None]) -> Result:
     parts: dict[Task, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
-        with Engine(folder, dtype=workload.dtype, load_format="dummy", max_lanes=most) as engine:
+        with Engine(
+            folder, dtype=workload.dtype, load_format="dummy", max_lanes=most, kv_cache_dtype=workload.kv_cache_dtype
+        ) as engine:
             for repeat in range(workload.repeat):
                 for task in tasks:
                     run = _run(engine, workload, task, samplers)
@@ -198,7 +200,8 @@ def _case(
     plan = canvas_plan(Canvas(workload.grid, task.columns), config.grid, task.stride, task.context)
     itemsize = getattr(torch, workload.dtype).itemsize
     slots = task.panoramas * slots_read(plan, workload.prefix_rows)
-    work = panorama_work(config, itemsize, first.steps, first.forward_tokens, slots)
+    kv_itemsize = itemsize if workload.kv_cache_dtype == "auto" else 1
+    work = panorama_work(config, itemsize, kv_itemsize, first.steps, first.forward_tokens, slots)
     rate = first.drawn / seconds
     return Case(
         **asdict(task),
@@ -215,7 +218,7 @@ def _case(
         speedup_over_batched=rate / batched,
         floor_ms_per_step=1e3 * ceilings.floor(work) / first.steps,
         weights_floor_ms=1e3 * read_weights(config) * itemsize / ceilings.bandwidth,
-        kv_floor_ms=1e3 * slots * kv_bytes_per_slot(config, itemsize) / ceilings.bandwidth / first.steps,
+        kv_floor_ms=1e3 * slots * kv_bytes_per_slot(config, kv_itemsize) / ceilings.bandwidth / first.steps,
         ceiling_fraction=ceilings.floor(work) / seconds,
         breakdown_ms=parts,
         runs=tuple(runs),

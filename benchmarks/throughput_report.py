@@ -12,19 +12,22 @@ from panoserve.benchmarks.results import Result, latest, markdown, measured_on, 
 
 Case = dict[str, Any]
 WORKLOAD = ("model_shape", "condition", "caption_rows", "grid", "strides", "crops", "widths", "panoramas", "contexts",
-            "orders", "dtype")  # fmt: skip
+            "orders", "dtype", "kv_cache_dtype")  # fmt: skip
 
 
 def newest(results: list[Result]) -> list[Result]:
     """The newest result of every workload on every kind of processor."""
+    results = [{**result, "workload": {"kv_cache_dtype": "auto", **result["workload"]}} for result in results]
     return latest(results, "machine.isa", *(f"workload.{name}" for name in WORKLOAD))
 
 
 def model_of(result: Result) -> str:
     workload = result["workload"]
     caption = f" of {workload['caption_rows']} rows" if workload["condition"] == "caption" else ""
+    cache = "" if workload["kv_cache_dtype"] == "auto" else f" with a cache in {workload['kv_cache_dtype']}"
     return (
-        f"GPT-{workload['model_shape'].removeprefix('GPT-')} {workload['dtype']}, {workload['condition']}{caption}, "
+        f"GPT-{workload['model_shape'].removeprefix('GPT-')} {workload['dtype']}{cache}, "
+        f"{workload['condition']}{caption}, "
         f"grid {workload['grid']}, on {result['machine']['isa']}"
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from panoserve.configs.model import ModelConfig, size_presets
 from panoserve.redirect.plan import CONTEXTS, Context
 from panoserve.serve.request import PanoramaRequest
+from panoserve.serve.settings import CACHE_DTYPES
 
 Order = Literal["wavefront", "crops"]  # all crops together, one row apart; or one crop after another
 ORDERS: tuple[Order, ...] = ("wavefront", "crops")
@@ -47,6 +48,7 @@ class Workload:
     contexts: tuple[Context, ...] = ("reuse", "recompute")
     orders: tuple[Order, ...] = ("wavefront",)
     dtype: str = "bfloat16"
+    kv_cache_dtype: str = "auto"
     guidance: float = 4.0
     top_k: int = 2000
     repeat: int = 3
@@ -129,6 +131,7 @@ def parse(arguments: Sequence[str], about: str) -> tuple[Workload, Path | None]:
         "--order", default=",".join(default.orders), help="wavefront, crops (one after another), or both with a comma"
     )
     parser.add_argument("--dtype", default=default.dtype, choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--kv-cache-dtype", default=default.kv_cache_dtype, choices=CACHE_DTYPES)
     parser.add_argument("--guidance", type=float, default=default.guidance)
     parser.add_argument("--top-k", type=int, default=default.top_k)
     parser.add_argument("--repeat", type=int, default=default.repeat)
@@ -171,6 +174,7 @@ def parse(arguments: Sequence[str], about: str) -> tuple[Workload, Path | None]:
         contexts=names("context", CONTEXTS),
         orders=names("order", ORDERS),
         dtype=options.dtype,
+        kv_cache_dtype=options.kv_cache_dtype,
         guidance=options.guidance,
         top_k=options.top_k,
         repeat=options.repeat,

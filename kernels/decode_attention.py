@@ -1,9 +1,9 @@
 """Attention of a decode step over vLLM's paged KV cache on a CPU: what most of a step of several panoramas is spent on.
 
 A new token of every lane reads all keys and values of its lane once. vLLM's operator reads them at about half of the
-memory bandwidth (figures in docs/log.md); native/decode_attention.c and native/decode_attention_vectors.h, one for each
-of vLLM's layouts, fetch every line one block ahead. A token's result does not depend on the other lanes of the step,
-which it does in vLLM's, where steps with a prefix to compute go.
+memory bandwidth (figures in docs/log.md); native/decode_attention.c, decode_attention_vectors.h and
+decode_attention_fp8.c, one for each of vLLM's layouts, fetch every line one block ahead. A token's result does not
+depend on the other lanes of the step, which it does in vLLM's, where steps with a prefix to compute go.
 
 `decode_attention_reference` and `KVLayout.write` are the specification.
 """
@@ -13,20 +13,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panoserve.kernels.kv_layout import KVLayout, cpu_layout
+from panoserve.kernels.kv_layout import KVLayout, cpu_layout, numbers
 from panoserve.kernels.native import Level, level, native
 
 GROUP = 32  # head_dim and block_size must be multiples of it
 # Layouts that a kernel reads: their numbers in native/native.h, and the level of instructions that it takes.
-LAYOUTS = {"amx": (0, Level.AMX), "vec": (1, Level.AVX2)}
+LAYOUTS = {"amx": (0, Level.AMX), "vec": (1, Level.AVX2), "vec fp8": (2, Level.AVX512)}
+SUFFIXES = {torch.bfloat16: "", torch.uint8: " fp8"}  # of a cache's dtype
 
 
-def readable_layout(kv_cache: Tensor, isa: str) -> str | None:
-    """The name of the cache's layout if a kernel can read it on this machine; `isa` is what vLLM's attention uses."""
+def readable_layout(kv_cache: Tensor, isa: str, dtype: torch.dtype) -> str | None:
+    """The name of the cache's layout if a kernel can read it on this machine, else None.
+
+    isa: what vLLM's attention uses. dtype: of the queries, new keys and new values.
+    """
     block_size, head_dim = kv_cache.shape[2], kv_cache.shape[3] // 2
-    if kv_cache.dtype != torch.bfloat16 or head_dim % GROUP or block_size % GROUP or level() == Level.NONE:
+    if (
+        dtype != torch.bfloat16
+        or kv_cache.dtype not in SUFFIXES
+        or head_dim % GROUP
+        or block_size % GROUP
+        or level() == Level.NONE
+    ):
         return None
-    name = cpu_layout(kv_cache.dtype, block_size, head_dim, isa).name
+    name = cpu_layout(kv_cache.dtype, block_size, head_dim, isa).name + SUFFIXES[kv_cache.dtype]
     return name if name in LAYOUTS and level() >= LAYOUTS[name][1] else None
 
 
@@ -43,7 +53,7 @@ def decode_attention_reference(
         first, last = int(starts[lane]), int(starts[lane + 1])
         slots = torch.arange(length)
         slots = tables[lane].long()[slots // layout.block_size] * layout.block_size + slots % layout.block_size
-        keys, values = (part.float() for part in layout.read(kv_cache, slots))  # [length, heads, head_dim]
+        keys, values = (part.float() for part in layout.read(numbers(kv_cache), slots))  # [length, heads, head_dim]
         scores = torch.einsum("nhd,shd->hns", query[first:last].float(), keys) * scale
         newest = torch.arange(length - (last - first), length)
         scores = scores.masked_fill(torch.arange(length) > newest[:, None], -torch.inf)
@@ -90,8 +100,8 @@ def decode_attention(
 
 
 def write_cache(key: Tensor, value: Tensor, kv_cache: Tensor, layout: str, slots: Tensor) -> None:
-    """`KVLayout.write` of key and value [N, heads, head_dim] at slots int64 [n], n <= N, where those are not negative;
-    only where `readable_layout` names the layout.
+    """`KVLayout.write` of key and value [N, heads, head_dim] at slots int64 [n], n <= N, where those are not negative,
+    in FP8 rounded to the nearest number; only where `readable_layout` names the layout.
     """
     compiled = native()
     assert compiled is not None

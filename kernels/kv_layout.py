@@ -5,7 +5,8 @@ That shape is logical. On a GPU (FlashAttention) the last axis is the slot's key
 head's share of a block is really two halves, all keys and then all values, each tiled the way the instruction set in
 use likes to read it; `cpu_layout` finds out which by writing through vLLM's own operator and reading back.
 
-A *slot* is block_index * block_size + offset. head_dim is the cached one, which may be padded.
+A *slot* is block_index * block_size + offset. head_dim is the cached one, which may be padded. An FP8 cache is handed
+over as bytes; `numbers` shows them as what they stand for, e4m3, which is what everything else here takes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from panoserve.errors import EnvironmentProblem
 
-_WORDS = {4: torch.int32, 8: torch.int64}
+_WORDS = {1: torch.uint8, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ class KVLayout:
         if layer.dim() != 4 or tuple(layer.shape[2:]) != expected or not layer.dtype.is_floating_point:
             raise EnvironmentProblem(
                 f"a layer's KV cache has shape {tuple(layer.shape)} and dtype {layer.dtype}, but layout {self.name!r} "
-                f"expects [blocks, heads, {expected[0]}, {expected[1]}] of a floating point dtype; this is a vLLM or "
-                "an FP8 KV cache that panoserve does not know: use context='recompute'"
+                f"expects [blocks, heads, {expected[0]}, {expected[1]}] of a floating point dtype; this is a vLLM "
+                "that panoserve does not know: use context='recompute'"
             )
 
     def parts(self, layer: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,9 +91,11 @@ class KVLayout:
 
 
 def _words(tiles: Tensor, tiling: Tiling) -> Tensor:
-    """The same memory with the dims of a tile seen as one machine word, where they fit one: 8 times faster to index."""
-    word = _WORDS.get(tiling.dims * tiles.element_size())
-    return tiles if tiling.dims_outer or word is None else tiles.view(word)
+    """The same memory with the dims of a tile seen as one machine word, where they fit one: 8 times faster to index.
+    FP8 numbers, which torch does not index, always as bytes.
+    """
+    word = _WORDS.get(tiles.element_size() if tiling.dims_outer else tiling.dims * tiles.element_size())
+    return tiles if word is None or (tiling.dims_outer and tiles.element_size() > 1) else tiles.view(word)
 
 
 def _index(tiling: Tiling, slots: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,19 +131,24 @@ CPU_TILINGS = (
 )
 
 
-def attention_isa(dtype: torch.dtype, block_size: int, head_dim: int) -> str:
-    """The instruction set that vLLM's CPU attention will pick for such a cache: amx, vec, vec16, neon, ..."""
+def attention_isa(dtype: torch.dtype, block_size: int, head_dim: int, cache_dtype: str = "auto") -> str:
+    """The instruction set that vLLM's CPU attention will pick for a model's dtype and such a cache: amx, vec, ..."""
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-    return _get_attn_isa(dtype, block_size, head_dim, "auto")
+    return _get_attn_isa(dtype, block_size, head_dim, cache_dtype)
+
+
+def numbers(layer: Tensor) -> Tensor:
+    """A cache tensor, the bytes of an FP8 one seen as e4m3 numbers (what vLLM means by `fp8`)."""
+    return layer.view(torch.float8_e4m3fn) if layer.dtype == torch.uint8 else layer
 
 
 @cache
 def cpu_layout(dtype: torch.dtype, block_size: int, head_dim: int, isa: str | None = None) -> KVLayout:
     """The layout that vLLM's CPU attention uses, found by writing one block with vLLM's operator and reading it back.
 
-    isa: what vLLM's attention layer says it uses (`layer.isa`); None asks vLLM. Raises EnvironmentProblem if no known
-    layout fits (a vLLM newer than this file).
+    dtype: of the cache tensor as vLLM hands it over, uint8 for FP8. isa: what vLLM's attention layer says it uses
+    (`layer.isa`); None asks vLLM. Raises EnvironmentProblem if no known layout fits (a vLLM newer than this file).
     """
     from vllm import _custom_ops as ops
     from vllm.platforms import current_platform
@@ -148,17 +156,21 @@ def cpu_layout(dtype: torch.dtype, block_size: int, head_dim: int, isa: str | No
     current_platform.import_kernels()
     isa = isa or attention_isa(dtype, block_size, head_dim)
     generator = torch.Generator().manual_seed(0)
-    keys, values = torch.randn(2, block_size, 1, head_dim, generator=generator).to(dtype)
     layer = torch.zeros(1, 1, block_size, 2 * head_dim, dtype=dtype)
+    keys, values = torch.randn(2, block_size, 1, head_dim, generator=generator).to(numbers(layer).dtype)
     key_cache, value_cache = layer.view(1, 1, 2 * block_size, head_dim).chunk(2, dim=2)
     slots = torch.arange(block_size)
-    ops.cpu_attn_reshape_and_cache(keys, values, key_cache, value_cache, slots, isa)
+    if dtype == torch.uint8:
+        fresh = (keys.bfloat16(), values.bfloat16())
+        ops.cpu_attn_reshape_and_cache(*fresh, key_cache, value_cache, slots, isa, kv_cache_dtype="fp8")
+    else:
+        ops.cpu_attn_reshape_and_cache(keys, values, key_cache, value_cache, slots, isa)
     for name, key_tiling, value_tiling in CPU_TILINGS:
         if any(block_size % tiling.slots or head_dim % tiling.dims for tiling in (key_tiling, value_tiling)):
             continue
         layout = KVLayout(name, block_size, head_dim, key_tiling, value_tiling, halves=True)
-        read_keys, read_values = layout.read(layer, slots)
-        if torch.equal(read_keys, keys) and torch.equal(read_values, values):
+        read = layout.read(numbers(layer), slots)
+        if all(torch.equal(found.float(), put.float()) for found, put in zip(read, (keys, values), strict=True)):
             return layout
     raise EnvironmentProblem(
         f"vLLM's CPU attention ({isa}, {dtype}, block size {block_size}, head size {head_dim}) stores keys and values "
@@ -168,10 +180,12 @@ def cpu_layout(dtype: torch.dtype, block_size: int, head_dim: int, isa: str | No
 
 def kv_layout(layer: Tensor, isa: str | None = None) -> KVLayout:
     """The layout of a cache tensor as vLLM hands it to a KV connector; `isa` as in `cpu_layout`, ignored on a GPU."""
-    if layer.dim() != 4 or not layer.dtype.is_floating_point or layer.element_size() == 1:
+    fp8 = layer.dtype == torch.uint8 and layer.device.type == "cpu"
+    if layer.dim() != 4 or not (layer.dtype.is_floating_point or fp8):
         raise EnvironmentProblem(
             f"a layer's KV cache has shape {tuple(layer.shape)} and dtype {layer.dtype}, but panoserve moves only "
-            "[blocks, heads, slots, 2 * head_dim] in float32, float16 or bfloat16; use context='recompute'"
+            "[blocks, heads, slots, 2 * head_dim] in float32, float16 or bfloat16, and in fp8 on a CPU; leave "
+            "--kv-cache-dtype out, or use context='recompute'"
         )
     block_size, head_dim = layer.shape[2], layer.shape[3] // 2
     if layer.device.type == "cpu":

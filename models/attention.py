@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl, CPUAttentionMetadata
@@ -21,6 +22,10 @@ FEW_TOKENS = 4
 class FewTokensAttentionImpl(CPUAttentionBackendImpl):
     """Sends such steps to kernels/decode_attention.py and everything else to vLLM."""
 
+    def readable(self, kv_cache: Tensor, isa: str, dtype: torch.dtype) -> str | None:
+        """As `readable_layout`. The bytes of a cache do not say which of the two FP8 formats they are in."""
+        return None if "e5m2" in self.kv_cache_dtype else readable_layout(kv_cache, isa, dtype)
+
     def forward(  # type: ignore[override]
         self,
         layer: Any,
@@ -34,7 +39,7 @@ class FewTokensAttentionImpl(CPUAttentionBackendImpl):
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         """As CPUAttentionBackendImpl.forward; the cache holds the new keys and values already."""
-        layout = readable_layout(kv_cache, layer.isa)
+        layout = self.readable(kv_cache, layer.isa, query.dtype)
         if layout is None or attn_metadata is None or attn_metadata.max_query_len > FEW_TOKENS:
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
@@ -56,7 +61,7 @@ class FewTokensAttentionImpl(CPUAttentionBackendImpl):
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
         """As CPUAttentionBackendImpl.do_kv_cache_update."""
-        layout = readable_layout(kv_cache, layer.isa)
+        layout = self.readable(kv_cache, layer.isa, key.dtype)
         if layout is None:
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
         else:

@@ -9,7 +9,6 @@ from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.attention.attention import get_attention_context
 
-from panoserve.kernels.decode_attention import readable_layout
 from panoserve.kernels.decode_layers import DecodeLayers, Lanes, Layer, Sizes
 from panoserve.models.attention import FEW_TOKENS, FewTokensAttentionImpl
 
@@ -32,7 +31,9 @@ class DecodeSteps:
         metadata, _, cache, slots = get_attention_context(attention.layer_name)
         if metadata is None or slots is None or metadata.max_query_len > FEW_TOKENS:
             return None
-        layout = readable_layout(cache, attention.isa)
+        if not isinstance(attention.impl, FewTokensAttentionImpl):
+            return None
+        layout = attention.impl.readable(cache, attention.isa, x.dtype)
         if layout is None:
             return None
         if self.layers is None or self.layers.layers[0].cache.data_ptr() != cache.data_ptr():
@@ -51,7 +52,7 @@ class DecodeSteps:
             own = block.attention
             linear = (own.wqkv, own.wo, block.w13, block.w2)
             matrices = [layer.packed for layer in linear if isinstance(getattr(layer, "packed", None), Tensor)]
-            if len(matrices) < len(linear) or not isinstance(own.attn.impl, FewTokensAttentionImpl):
+            if len(matrices) < len(linear):
                 return None
             wqkv, wo, w13, w2 = matrices
             norms = (block.attention_norm.weight.data, block.ffn_norm.weight.data)

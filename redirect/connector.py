@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from panoserve.errors import EnvironmentProblem
 from panoserve.kernels.huge_pages import use_huge_pages
-from panoserve.kernels.kv_layout import kv_layout
+from panoserve.kernels.kv_layout import KVLayout, attention_isa, kv_layout, numbers
 from panoserve.kernels.kv_shift import KVMove, move_kv
 from panoserve.kernels.rope import RopeSpec
 
@@ -56,6 +57,8 @@ class ShiftConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._block_size = vllm_config.cache_config.block_size
+        self._cache_dtype = str(vllm_config.cache_config.cache_dtype)
+        self._dtype = vllm_config.model_config.dtype
         self._config = vllm_config.model_config.hf_config
         self._pending: dict[str, list[SequenceCopy]] = {}
         self._block_ids: Callable[[str], tuple[list[int], ...]] | None = None
@@ -108,9 +111,6 @@ class ShiftConnector(KVConnectorBase_V1):
         if self._layers:
             raise EnvironmentProblem("two vLLM engines share one process; their KV caches would be mixed up")
         self._layers = list(kv_caches.values())
-        shape = self._config.shape
-        self._rope = RopeSpec(head_dim=shape.head_dim, theta=shape.rope_theta)
-        self._layout = kv_layout(self._layers[0])
         if self._layers[0].device.type == "cpu":
             use_huge_pages()  # weights are loaded and the cache is there: all that a step reads
 
@@ -121,7 +121,23 @@ class ShiftConnector(KVConnectorBase_V1):
             return
         moves = torch.from_numpy(metadata.moves).to(self._layers[0].device)
         source, destination, rows, columns = moves.T.contiguous().unbind()
-        move_kv(self._layers, self._layout, KVMove(source, destination, rows.int(), columns.int()), self._rope)
+        layers = [numbers(layer) for layer in self._layers]
+        move_kv(layers, self._layout, KVMove(source, destination, rows.int(), columns.int()), self._rope)
+
+    @cached_property
+    def _layout(self) -> KVLayout:
+        """Found when something is first moved, so that a cache in a layout that is not known serves `recompute`."""
+        if "e5m2" in self._cache_dtype:
+            raise EnvironmentProblem("a KV cache in fp8_e5m2 cannot be moved; use fp8, or context='recompute'")
+        layer, isa = self._layers[0], None
+        if layer.device.type == "cpu":
+            isa = attention_isa(self._dtype, layer.shape[2], layer.shape[3] // 2, self._cache_dtype)
+        return kv_layout(layer, isa)
+
+    @cached_property
+    def _rope(self) -> RopeSpec:
+        shape = self._config.shape
+        return RopeSpec(head_dim=shape.head_dim, theta=shape.rope_theta)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass

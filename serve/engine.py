@@ -58,6 +58,7 @@ class _EngineBase(ABC):
         async_scheduling: bool = False,
         guidance: bool = True,
         load_format: str = "auto",
+        kv_cache_dtype: str = "auto",
     ) -> None:
         """Start vLLM on a model folder.
 
@@ -65,6 +66,8 @@ class _EngineBase(ABC):
         (feed them; the exact method). kv_cache_gib: size of the KV cache; by default what `max_lanes` lanes take, but
         at most 40 % of free memory. max_lanes: most crops drawn at once (64). async_scheduling: for GPUs. guidance:
         False serves the conditional stream alone, at half the cost. load_format: "dummy" for random weights.
+        kv_cache_dtype: "auto", as the model, or "fp8", e4m3: half the memory, faster where many crops are drawn at
+        once, and other pictures (docs/log.md); on a CPU it needs AVX-512.
 
         Raises ModelFolderError, EnvironmentProblem or CacheTooSmallError before vLLM is started wherever possible.
         """
@@ -78,6 +81,7 @@ class _EngineBase(ABC):
             async_scheduling=async_scheduling,
             guidance=guidance,
             load_format=load_format,
+            kv_cache_dtype=kv_cache_dtype,
         )
         self._preparer = Preparer(self.folder, context)
 
@@ -402,8 +406,12 @@ class AsyncEngine(_EngineBase):
         """As Engine.endless, for `async for`."""
         return AsyncEndless(self, Frontier(request, self.config, self._preparer.context, **options))
 
-    async def rows(self, drawing: Drawing, request_id: str | None = None) -> AsyncGenerator[Row]:
-        """Submit a prepared request and yield its rows; `request_id` names it in vLLM's log and traces."""
+    async def rows(
+        self, drawing: Drawing, request_id: str | None = None, trace_headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Row]:
+        """Submit a prepared request and yield its rows; `request_id` names it in vLLM's log and traces, of which
+        `trace_headers` (W3C trace context) are the parent.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         submission = drawing.submission
@@ -411,7 +419,7 @@ class AsyncEngine(_EngineBase):
             request_id = request_id or uuid.uuid4().hex
             priority = submission.request.priority
             async for output in self._engine.generate(
-                submission.prompt, submission.params, request_id, priority=priority
+                submission.prompt, submission.params, request_id, priority=priority, trace_headers=trace_headers
             ):
                 for row in drawing.take(output):
                     yield row

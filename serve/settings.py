@@ -13,6 +13,7 @@ from panoserve.redirect.plan import CONTEXTS
 from panoserve.serve.folder import ModelFolder
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CACHE_DTYPES = ("auto", "fp8")  # `auto` is the model's
 DEFAULT_LANES = 64
 BLOCK_SIZE = 32  # slots; the smallest that vLLM's CPU attention takes, hence the least waste per lane
 MEMORY_SHARE = 0.4  # of the free memory, the most that the KV cache takes unless it is told otherwise
@@ -45,12 +46,12 @@ def lane_blocks(config: ModelConfig) -> int:
     return -(-(config.max_prefix + config.grid.codes) // BLOCK_SIZE)
 
 
-def block_bytes(config: ModelConfig, dtype: str, streams: int) -> int:
+def block_bytes(config: ModelConfig, itemsize: int, streams: int) -> int:
     """Bytes of one KV block over all layers: keys and values of both guidance streams."""
     from panoserve.models.hf_config import padded_head_dim
 
     heads = streams * config.num_attention_heads
-    return BLOCK_SIZE * config.num_hidden_layers * 2 * heads * padded_head_dim(config.head_dim) * DTYPES[dtype]
+    return BLOCK_SIZE * config.num_hidden_layers * 2 * heads * padded_head_dim(config.head_dim) * itemsize
 
 
 def free_memory() -> int:
@@ -63,9 +64,9 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def cache_bytes(config: ModelConfig, dtype: str, streams: int, lanes: int, kv_cache_gib: float | None) -> int:
-    """Size of the KV cache. Raises CacheTooSmallError or EnvironmentProblem with the numbers."""
-    block = block_bytes(config, dtype, streams)
+def cache_bytes(config: ModelConfig, itemsize: int, streams: int, lanes: int, kv_cache_gib: float | None) -> int:
+    """Size of the KV cache, of which a number takes `itemsize`. Raises CacheTooSmallError or EnvironmentProblem."""
+    block = block_bytes(config, itemsize, streams)
     one_lane = (lane_blocks(config) + 1) * block  # vLLM keeps one block for itself
     free = free_memory()
     if kv_cache_gib is None:
@@ -94,10 +95,14 @@ def engine_args(
     async_scheduling: bool,
     guidance: bool,
     load_format: str,
+    kv_cache_dtype: str = "auto",
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's EngineArgs and AsyncEngineArgs."""
     if dtype not in DTYPES:
         raise EnvironmentProblem(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if kv_cache_dtype not in CACHE_DTYPES:
+        raise EnvironmentProblem(f"kv_cache_dtype is {kv_cache_dtype!r}, expected one of {', '.join(CACHE_DTYPES)}")
+    itemsize = DTYPES[dtype] if kv_cache_dtype == "auto" else 1
     if context not in CONTEXTS:
         raise EnvironmentProblem(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
     if load_format != "dummy":
@@ -119,7 +124,8 @@ def engine_args(
         "max_num_seqs": lanes,
         # Room for every lane to begin in the same step with its longest first chunk.
         "max_num_batched_tokens": max(max_model_len, lanes * (config.max_prefix + config.grid.side)),
-        "kv_cache_memory_bytes": cache_bytes(config, dtype, streams, lanes, kv_cache_gib),
+        "kv_cache_memory_bytes": cache_bytes(config, itemsize, streams, lanes, kv_cache_gib),
+        "kv_cache_dtype": kv_cache_dtype,
         "block_size": BLOCK_SIZE,
         "enable_prefix_caching": False,
         "async_scheduling": async_scheduling,

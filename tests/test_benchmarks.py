@@ -191,7 +191,7 @@ def test_floor_is_the_slower_of_reading_and_computing() -> None:
     assert ceilings.floor(Work(bytes=50, flops=100)) == 5
     assert ceilings.floor(Work(bytes=5, flops=100)) == 1
     assert ceilings.best_of(Ceilings(20.0, 50.0, {64: 50.0})) == Ceilings(20.0, 100.0, {64: 100.0})
-    work = panorama_work(TINY, 2, steps=3, forward_tokens=7, slots=11)
+    work = panorama_work(TINY, 2, 2, steps=3, forward_tokens=7, slots=11)
     assert work.bytes == 3 * read_weights(TINY) * 2 + 11 * 2 * 2 * 2 * 32 * 2
     assert work.flops == 4 * read_weights(TINY) * 7
 

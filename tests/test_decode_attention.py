@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from panoserve.kernels import decode_attention as da
-from panoserve.kernels.kv_layout import CPU_TILINGS, KVLayout, attention_isa, cpu_layout
+from panoserve.kernels.kv_layout import CPU_TILINGS, KVLayout, attention_isa, cpu_layout, numbers
 from panoserve.kernels.native import Level, level, lowered, native
 from panoserve.serve.settings import set_environment
 
@@ -21,8 +21,14 @@ HEADS = 3
 
 def a_layout(name: str, block_size: int, head_dim: int) -> KVLayout:
     """vLLM's layout of that name, which tests/test_kv_layout.py compares with what vLLM writes."""
-    [(keys, values)] = [tilings for found, *tilings in CPU_TILINGS if found == name]
+    [(keys, values)] = [tilings for found, *tilings in CPU_TILINGS if found == name.removesuffix(" fp8")]
     return KVLayout(name, block_size, head_dim, keys, values, halves=True)
+
+
+def a_cache(name: str, blocks: int, block_size: int, head_dim: int, fill: float) -> Tensor:
+    """As vLLM hands it over."""
+    cache = torch.full((blocks, HEADS, block_size, 2 * head_dim), fill).bfloat16()
+    return cache.to(torch.float8_e4m3fn).view(torch.uint8) if name.endswith("fp8") else cache
 
 
 class Lanes:
@@ -37,12 +43,13 @@ class Lanes:
         blocks = max(-(-length // block_size) for length in lengths) + 1
         order = torch.randperm(len(lengths) * blocks, generator=generator)
         self.tables = order.view(len(lengths), blocks).to(torch.int32)
-        self.cache = torch.full((len(order), HEADS, block_size, 2 * head_dim), torch.nan).bfloat16()
+        self.cache = a_cache(name, len(order), block_size, head_dim, torch.nan)
         for lane, length in enumerate(lengths):
             slots = torch.arange(length)
             slots = self.tables[lane].long()[slots // block_size] * block_size + slots % block_size
             keys, values = torch.randn(2, length, HEADS, head_dim, generator=generator).bfloat16()
-            self.layout.write(self.cache, slots, keys, values)
+            cache = numbers(self.cache)
+            self.layout.write(cache, slots, keys.to(cache.dtype), values.to(cache.dtype))
         self.starts = torch.tensor([0, *tokens]).cumsum(0).to(torch.int32)
         self.lengths = torch.tensor(lengths, dtype=torch.int32)
         self.query = torch.randn(sum(tokens), HEADS, head_dim, generator=generator).bfloat16()
@@ -120,22 +127,40 @@ def test_keys_and_values_are_put_where_the_layout_has_them(name: str, head_dim: 
     layout = a_layout(name, 32, head_dim)
     key, value = torch.randn(2, 6, HEADS, head_dim, generator=torch.Generator().manual_seed(0)).bfloat16()
     slots = torch.tensor([0, 95, -1, 40, 33])  # the sixth token is padding and has no slot
-    written = torch.zeros(3, HEADS, 32, 2 * head_dim, dtype=torch.bfloat16)
-    expected = written.clone()
+    written = a_cache(name, 3, 32, head_dim, 0)
+    expected = numbers(written.clone())
     da.write_cache(key, value, written, name, slots)
     real = slots >= 0
-    layout.write(expected, slots[real], key[:5][real], value[:5][real])
-    assert torch.equal(written, expected)
+    layout.write(expected, slots[real], key[:5][real].to(expected.dtype), value[:5][real].to(expected.dtype))
+    assert torch.equal(numbers(written).float(), expected.float())
+
+
+@needs_compiled
+def test_every_number_is_rounded_to_the_nearest_of_fp8() -> None:
+    """All finite bfloat16 numbers and infinity, against torch's conversion."""
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    every = bits[~bits.isnan()]
+    every = every[: len(every) // (HEADS * 32) * HEADS * 32].view(-1, HEADS, 32)
+    cache = a_cache("vec fp8", -(-len(every) // 32), 32, 32, 0)
+    slots = torch.arange(len(every))
+    da.write_cache(every, every, cache, "vec fp8", slots)
+    for part in a_layout("vec fp8", 32, 32).read(numbers(cache), slots):
+        assert torch.equal(part.float(), every.float().clamp(-448, 448).to(torch.float8_e4m3fn).float())
 
 
 def test_only_a_cache_that_a_kernel_can_read_is_given_to_it() -> None:
-    def readable(dtype: torch.dtype, isa: str, head_dim: int, block_size: int) -> str | None:
-        return da.readable_layout(torch.zeros(1, 1, block_size, 2 * head_dim, dtype=dtype), isa)
+    def readable(
+        cache: torch.dtype, isa: str, head_dim: int, block_size: int, dtype: torch.dtype = torch.bfloat16
+    ) -> str | None:
+        return da.readable_layout(torch.zeros(1, 1, block_size, 2 * head_dim, dtype=cache), isa, dtype)
 
     assert readable(torch.bfloat16, "vec", 64, 32) == ("vec" if level() > Level.NONE else None)
     if torch.cpu._is_amx_tile_supported():  # else vLLM's operator, which is asked for its layout, would not run
         assert readable(torch.bfloat16, "amx", 64, 32) == ("amx" if level() == Level.AMX else None)
-    assert readable(torch.float32, "vec", 64, 32) is None
+    if torch.cpu._is_avx512_supported():
+        assert readable(torch.uint8, "vec", 64, 32) == ("vec fp8" if level() >= Level.AVX512 else None)
+        assert readable(torch.uint8, "vec", 64, 32, torch.float32) is None
+    assert readable(torch.float32, "vec", 64, 32, torch.float32) is None
     assert readable(torch.bfloat16, "vec", 48, 32) is None
     assert readable(torch.bfloat16, "vec16", 64, 16) is None
 
@@ -149,9 +174,12 @@ class Layer:
 
 @pytest.mark.skipif(level() == Level.NONE, reason="needs AVX2 and a C compiler at installation")
 @pytest.mark.parametrize("tokens", [[1, 1, 2], [1, 9, 2]])
+@pytest.mark.parametrize("cache_dtype", ["auto", "fp8"])
 def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
-    tokens: list[int], monkeypatch: pytest.MonkeyPatch
+    tokens: list[int], cache_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if cache_dtype == "fp8" and (not torch.cpu._is_avx512_supported() or level() < Level.AVX512):
+        pytest.skip("vLLM takes FP8 caches with AVX-512 only")
     set_environment()
     pytest.importorskip("vllm")
     from vllm import _custom_ops as ops
@@ -161,13 +189,18 @@ def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
     from panoserve.models import attention
 
     current_platform.import_kernels()
-    layer = Layer(attention_isa(torch.bfloat16, 32, 64))
-    lanes = Lanes(cpu_layout(torch.bfloat16, 32, 64).name, [40, 64, 130], tokens, block_size=32, head_dim=64)
-    lanes.cache.nan_to_num_(0.0)  # vLLM multiplies what lies behind the last slot by zero
+    layer = Layer(attention_isa(torch.bfloat16, 32, 64, cache_dtype))
+    in_cache = torch.uint8 if cache_dtype == "fp8" else torch.bfloat16
+    name = cpu_layout(in_cache, 32, 64, layer.isa).name + da.SUFFIXES[in_cache]
+    if name not in da.LAYOUTS:
+        pytest.skip(f"{name} is vLLM's alone")
+    lanes = Lanes(name, [40, 64, 130], tokens, block_size=32, head_dim=64)
+    bare = numbers(lanes.cache)
+    bare.copy_(bare.float().nan_to_num_(0.0).to(bare.dtype))  # vLLM multiplies what lies behind the last slot by zero
     impl = object.__new__(attention.FewTokensAttentionImpl)
     vars(impl).update(
         num_heads=HEADS, num_kv_heads=HEADS, head_size=64, scale=lanes.scale, alibi_slopes=None, sliding_window=-1,
-        logits_soft_cap=0, sinks=None, attn_type="decoder", kv_cache_dtype="auto", use_zentorch_sdpa=False,
+        logits_soft_cap=0, sinks=None, attn_type="decoder", kv_cache_dtype=cache_dtype, use_zentorch_sdpa=False,
     )  # fmt: skip
     metadata = CPUAttentionMetadata(
         num_actual_tokens=sum(tokens),
@@ -190,7 +223,7 @@ def test_vllms_layer_gives_the_same_with_and_without_the_kernel(
             isa=layer.isa,
             enable_kv_split=False,
             dynamic_causal=None,
-            kv_cache_dtype="auto",
+            kv_cache_dtype=cache_dtype,
         ),
     )
     calls = []

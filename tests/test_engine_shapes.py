@@ -21,7 +21,8 @@ pytestmark = pytest.mark.engine
 
 # How far below the reference's best logit a greedy choice may lie. Golden logits span about +-40; rounding every
 # activation to 8 (bfloat16) or 11 (float16) bits moves them by about this much.
-LOGIT_GAP = {"bfloat16": 1.5, "float16": 0.2}
+# An FP8 cache has 4 bits.
+LOGIT_GAP = {("bfloat16", "auto"): 1.5, ("float16", "auto"): 0.2, ("bfloat16", "fp8"): 8.0}
 
 
 def test_padded_heads_and_a_model_without_guidance(tmp_path: Path) -> None:
@@ -73,19 +74,21 @@ def check_one_call(engine: Engine, request: PanoramaRequest, codes: torch.Tensor
     assert torch.equal(again.codes, codes)
 
 
-@pytest.mark.parametrize("dtype", sorted(LOGIT_GAP))
-def test_low_precision_stays_close(golden: dict[str, Any], tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "cache"), sorted(LOGIT_GAP))
+def test_low_precision_stays_close(golden: dict[str, Any], tmp_path: Path, dtype: str, cache: str) -> None:
+    if cache == "fp8" and not torch.cpu._is_avx512_supported():
+        pytest.skip("vLLM takes FP8 caches with AVX-512 only")
     model = golden_model(golden["c2i"])
     requests = [
         PanoramaRequest(label=label, width=64, height=64, temperature=0.0, guidance=1.0) for label in (3, 7)
     ] + [PanoramaRequest(label=1, width=16 * 10, height=64, stride=3, temperature=0.0, guidance=2.0)]
-    with Engine(write_folder(model, tmp_path), dtype=dtype, max_lanes=8) as engine:
+    with Engine(write_folder(model, tmp_path), dtype=dtype, kv_cache_dtype=cache, max_lanes=8) as engine:
         *crops, panorama = engine.generate(requests, decode=False, progress=False)
         if dtype == "bfloat16":
             check_one_call(engine, requests[-1], panorama.codes)
     for request, crop in zip(requests, crops, strict=False):
         assert request.label is not None
         gaps = logit_gaps(model, request.label, crop.codes)
-        assert float(gaps.max()) < LOGIT_GAP[dtype], f"{dtype}: {gaps.max():.3f}"
+        assert float(gaps.max()) < LOGIT_GAP[dtype, cache], f"{dtype}, {cache}: {gaps.max():.3f}"
     assert panorama.codes.shape == (4, 10)
     assert int(panorama.codes.min()) >= 0

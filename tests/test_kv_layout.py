@@ -78,7 +78,7 @@ def test_flash_layout_reads_key_and_value_of_a_slot_side_by_side() -> None:
     assert torch.equal(layout.read(layer, slots)[0], keys)
 
 
-@pytest.mark.parametrize("layer", [torch.zeros(2, 4, 16, 3, 8), torch.zeros(4, 2, 32, 128, dtype=torch.uint8)])
+@pytest.mark.parametrize("layer", [torch.zeros(2, 4, 16, 3, 8), torch.zeros(4, 2, 32, 128, dtype=torch.int8)])
 def test_unknown_caches_are_refused(layer: torch.Tensor) -> None:
     with pytest.raises(EnvironmentProblem, match="recompute"):
         kv_layout(layer)

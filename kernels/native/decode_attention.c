@@ -136,7 +136,7 @@ KERNEL void decode_attention_pairs(const bf16 *query, const paged_cache *cache, 
             long lane = item / heads, head = item % heads, tokens = lanes->starts[lane + 1] - lanes->starts[lane];
             for (long token = 0; token < tokens; token++) {
                 long row = ((lanes->starts[lane] + token) * heads + head) * head_dim;
-                attend(query + row, cache->start + head * cache->head_stride, out + row,
+                attend(query + row, (const bf16 *)cache->start + head * cache->head_stride, out + row,
                        lanes->tables + lane * lanes->table_stride, lanes->lengths[lane] - tokens + token + 1, head_dim,
                        block_size, cache->block_stride, cache->head_stride, scale * 1.44269504f, scores, weights);
             }

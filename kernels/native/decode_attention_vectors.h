@@ -145,7 +145,7 @@ KERNEL void NAME(decode_attention)(const bf16 *query, const paged_cache *cache, 
             long lane = item / heads, head = item % heads, tokens = lanes->starts[lane + 1] - lanes->starts[lane];
             for (long token = 0; token < tokens; token++) {
                 long row = ((lanes->starts[lane] + token) * heads + head) * head_dim;
-                NAME(attend)(query + row, cache->start + head * cache->head_stride, out + row,
+                NAME(attend)(query + row, (const bf16 *)cache->start + head * cache->head_stride, out + row,
                              lanes->tables + lane * lanes->table_stride, lanes->lengths[lane] - tokens + token + 1,
                              head_dim, block_size, cache->block_stride, cache->head_stride, scale * 1.44269504f, scores,
                              scores + room);

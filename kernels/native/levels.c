@@ -15,6 +15,7 @@ void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M
 
 void decode_attention(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes, float scale) {
     if (cache->layout == LAYOUT_AMX) decode_attention_pairs(query, cache, out, lanes, scale);
+    else if (cache->layout == LAYOUT_VEC_FP8) decode_attention_fp8(query, cache, out, lanes, scale);
     else if (level >= LEVEL_AVX512) decode_attention_avx512(query, cache, out, lanes, scale);
     else if (level == LEVEL_AVX2) decode_attention_avx2(query, cache, out, lanes, scale);
 }

@@ -49,7 +49,7 @@ static PyObject *py_decode_attention(PyObject *module, PyObject *arguments) {
                           &count, &cache.heads, &cache.head_dim, &cache.block_size, &cache.block_stride,
                           &cache.head_stride, &cache.layout, &scale))
         return NULL;
-    cache.start = (bf16 *)start;
+    cache.start = (void *)start;
     paged_lanes lanes = {(const int32_t *)starts, (const int32_t *)lengths, (const int32_t *)tables, count, table_stride};
     Py_BEGIN_ALLOW_THREADS
     decode_attention((const bf16 *)query, &cache, (bf16 *)out, &lanes, scale);
@@ -64,7 +64,7 @@ static PyObject *py_write_cache(PyObject *module, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "KKKKlllllll", &key, &value, &start, &slots, &tokens, &cache.heads, &cache.head_dim,
                           &cache.block_size, &cache.block_stride, &cache.head_stride, &cache.layout))
         return NULL;
-    cache.start = (bf16 *)start;
+    cache.start = (void *)start;
     Py_BEGIN_ALLOW_THREADS
     write_cache((const bf16 *)key, (const bf16 *)value, &cache, (const int64_t *)slots, tokens);
     Py_END_ALLOW_THREADS

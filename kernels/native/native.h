@@ -11,12 +11,14 @@ typedef uint16_t bf16;
 /* Instructions: ../native.py's Level. */
 enum { LEVEL_NONE, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX };
 
-/* How keys and values lie in a block: ../kv_layout.py's "amx" and "vec". */
-enum { LAYOUT_AMX, LAYOUT_VEC };
+/* How keys and values lie in a block: ../kv_layout.py's "amx" and "vec", in bfloat16, and "vec" in FP8 (e4m3). */
+enum { LAYOUT_AMX, LAYOUT_VEC, LAYOUT_VEC_FP8 };
 
-/* One layer's KV cache: [blocks, heads, block_size, 2 * head_dim], each head's share of a block in its layout. */
+/* One layer's KV cache: [blocks, heads, block_size, 2 * head_dim], each head's share of a block in its layout. Strides
+ * are in numbers.
+ */
 typedef struct {
-    bf16 *start;
+    void *start;
     long layout, heads, head_dim, block_size, block_stride, head_stride;
 } paged_cache;
 
@@ -49,6 +51,8 @@ void decode_attention_avx512(const bf16 *query, const paged_cache *cache, bf16 *
                              float scale);
 void decode_attention_avx2(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
                            float scale);
+void decode_attention_fp8(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
+                          float scale);
 /* Puts keys and values [tokens][heads][head_dim] at their slots; negative slots are nowhere. */
 void write_cache(const bf16 *key, const bf16 *value, const paged_cache *cache, const int64_t *slots, long tokens);
 void rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, long rows, long columns, float epsilon);
@@ -57,7 +61,7 @@ void add_rms_norm(bf16 *x, bf16 *residual, const bf16 *weight, long rows, long c
 /* Every member is 8 bytes wide: ../decode_layers.py packs these. */
 typedef struct {
     const bf16 *attention_norm, *wqkv, *wo, *ffn_norm, *w13, *w2;
-    bf16 *cache;
+    void *cache;
 } decode_layer;
 
 typedef struct {
