@@ -40,7 +40,7 @@ PROMPTS = (
 )
 
 PHOTO = "photo.jpg"  # in the gallery's folder: lake-sherburne of Debian's budgie-backgrounds, CC0
-PHOTO_PROMPT, PHOTO_SEED = "a mountain lake under a cloudy sky", 1
+PHOTO_PROMPT, PHOTO_SEED = "a mountain lake under a clear sky", 1
 
 
 @dataclass(frozen=True, slots=True)

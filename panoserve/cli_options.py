@@ -48,13 +48,15 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How crops stand, and how their codes are drawn."""
+def add_sampling(
+    parser: argparse.ArgumentParser, stride: str = "three quarters of it", guidance: str = "the model's"
+) -> None:
+    """How crops stand, and how their codes are drawn. stride, guidance: what their defaults are."""
     parser.add_argument(
         "--stride",
         type=int,
         metavar="C",
-        help="columns a crop adds, 1 to the grid side (default: three quarters of it)",
+        help=f"columns a crop adds, 1 to the grid side (default: {stride})",
     )
     parser.add_argument(
         "--row-stride", type=int, metavar="R", help="rows a crop adds where the canvas is taller (default: as --stride)"
@@ -66,7 +68,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         type=float,
         metavar="S",
-        help="classifier-free guidance scale; 1 or less is off (default: the model's)",
+        help=f"classifier-free guidance scale; 1 or less is off (default: {guidance})",
     )
     parser.add_argument(
         "--guidance-interval",

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from panoserve.serve.engine import Engine
 
 MAX_SIDE = 1 << 20  # pixels that may be added on one side
+# What extensions take where a request does not say. A model strays from a picture that it would not have drawn itself:
+# strong guidance drives it to its prompt, a wide view of the picture keeps it there (docs/log.md has the figures).
+GUIDANCE = 1.5  # at most; the model's own scale if that is lower
+STRIDE_SHARE = 4  # a crop adds this part of its columns (of its rows as many as otherwise)
 UP_HINT_ROWS = 2  # codes
 FADE, UP_FADE = 0.25, 0.5  # of a crop: how far the correction of colours reaches into what is drawn
 SMOOTHING, UP_SMOOTHING = 1, 8  # codes to either side: over how much of the edge it is averaged
@@ -86,7 +90,16 @@ def check_extension(
             "extend it further, or enlarge the picture first"
         )
     resolved = replace(request, width=crop, height=crop).resolve(config, context)
+    if request.guidance is None:
+        resolved = replace(resolved, guidance=min(GUIDANCE, resolved.guidance or 1.0))
+    if request.stride is None:
+        resolved = replace(resolved, stride=usual_stride(config.grid))
     return replace(resolved, width=width, height=height)
+
+
+def usual_stride(grid: Grid) -> int:
+    """Columns that a crop adds where a request does not say."""
+    return max(1, grid.side // STRIDE_SHARE)
 
 
 def extend_picture(
