@@ -47,16 +47,20 @@ class FakeClient:
         self.requests: list[PanoramaArgs] = []
         self.captions: list[list[Any]] = []  # of every request, one for each of its conditions
         self.aborted = 0
+        self.traces: list[Any] = []
         self.vllm_config = SimpleNamespace(
             cache_config=SimpleNamespace(block_size=32, num_gpu_blocks=1000),
             scheduler_config=SimpleNamespace(max_num_seqs=16),
             model_config=SimpleNamespace(dtype=torch.float32, hf_config=SimpleNamespace(streams=2)),
         )
 
-    async def generate(self, prompt: Any, params: Any, request_id: str, *, priority: int = 0) -> AsyncGenerator[Any]:
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, *, priority: int = 0, trace_headers: Any = None
+    ) -> AsyncGenerator[Any]:
         args = PanoramaArgs.from_extra_args(params.extra_args)
         assert args is not None
         self.requests.append(args)
+        self.traces.append(trace_headers)
         self.captions.append([caption.tolist() for caption in prompt["multi_modal_data"]["caption"]])
         drawn = args.rows * args.columns
         if args.given:

@@ -135,7 +135,7 @@ BAD = {
     "no picture": (["text.png", "--right", "8"], "expected PNG, JPEG or WebP"),
     "a format that is not taken": (["good.bmp", "--right", "8"], "expected PNG, JPEG or WebP"),
     "a bomb": (["bomb.png", "--right", "8"], "bomb.png is too large: it has 9000x9000 pixels; at most 80 million"),
-    "a greater bomb": (["greater.png", "--right", "8"], "greater.png is too large"),
+    "a greater bomb": (["greater.png", "--right", "8"], "greater.png is far too large; at most 80 million"),
     "a damaged one": (["short.png", "--right", "8"], "short.png cannot be read"),
     "more than 8 bits": (["deep.png", "--right", "8"], "more than 8 bits"),
     "see-through": (["glass.png", "--right", "8"], "transparent in places"),

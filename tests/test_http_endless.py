@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ import torch
 from fake_service import FakeClient, fake_app, fake_codes, running_app
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.requests import ClientDisconnect, Request
 from tiny_folder import TINY_CONFIG, write_tiny_folder
 from vq_weights import TINY_VQ, filled_vq
 
 from panoserve.configs.wire import PanoramaArgs
+from panoserve.serve.http import routes
 from panoserve.serve.http.endless import ENDLESS_FIELDS, endless_job
 from panoserve.serve.http.fields import checked
 from panoserve.vq.endless import EndlessDecoder
@@ -198,3 +202,69 @@ def test_it_waits_for_room_in_the_queue(folder: Path, client: FakeClient) -> Non
 
     before, blocked = asyncio.run(scenario())
     assert before == blocked == 1
+
+
+def head_of(route: str, length: int) -> bytes:
+    """Of a request whose body has that many bytes."""
+    lines = (f"POST {route} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}", "", "")
+    return "\r\n".join(lines).encode()
+
+
+def test_a_reader_that_takes_nothing_ends_it(
+    folder: Path, client: FakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection stays open, and the buffers between are full."""
+    monkeypatch.setattr(routes, "STALL_SECONDS", 0.5)
+    app = fake_app(folder, client)
+    body = json.dumps(BODY | {"crops": 16}).encode()
+    with running_app(app) as url, socket.socket() as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.connect(("127.0.0.1", httpx.URL(url).port))
+        stalled.sendall(head_of(ROUTE, len(body)) + body)
+        deadline = time.monotonic() + 120
+        while "stalled" not in caplog.text or app.state.panoserve.endless._running or app.state.panoserve.backlog.codes:
+            assert time.monotonic() < deadline, "it is drawn for nobody"
+            time.sleep(0.1)
+    assert len(client.requests) > 1
+
+
+def test_a_client_that_leaves_while_it_asks_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, failures, left = fake_app(folder), [], threading.Event()
+    monkeypatch.setattr(app.state.panoserve, "failure", lambda *error: failures.append(error))
+
+    async def watched(request: Request) -> bytes:
+        try:
+            return await body_of(request)
+        except ClientDisconnect:
+            left.set()
+            raise
+
+    body_of = routes.body_of
+    monkeypatch.setattr(routes, "body_of", watched)
+    for route in (ROUTE, f"{ROUTE}/x/steer", "/v1/images/generations"):
+        left.clear()
+        with running_app(app) as url:
+            with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as half:
+                head = (
+                    f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+                )
+                half.sendall(head.encode() + b"{")
+            assert left.wait(30)
+    assert not failures
+
+
+def test_spans_are_children_of_the_request(folder: Path, client: FakeClient) -> None:
+    """What vLLM is told; it exports them (docs/serving.md)."""
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    test_client = TestClient(fake_app(folder, client))
+    for path, body in (
+        (ROUTE, BODY | {"limit": 2 * CROP}),
+        ("/v1/images/generations", {"prompt": "a", "size": f"{CROP}x{CROP}"}),
+        ("/v1/images/generations", {"prompt": "a", "size": f"{CROP}x{CROP}", "stream": True}),
+    ):
+        client.traces.clear()
+        assert test_client.post(path, json=body, headers={"traceparent": parent}).status_code == 200
+        assert client.traces and all(traces == {"traceparent": parent} for traces in client.traces)
+        client.traces.clear()
+        assert test_client.post(path, json=body).status_code == 200
+        assert not any(client.traces)

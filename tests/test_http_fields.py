@@ -124,6 +124,10 @@ def test_who_asks_is_repeated() -> None:
     ("values", "param", "words"),
     [
         ({"size": "big"}, "size", ['"big"', "1152x192"]),
+        ({"size": "\u0663\u0662x32"}, "size", ["WIDTHxHEIGHT"]),  # digits, but not ours
+        ({"mode": "vertical"}, "mode", ["follows from its size", "row_stride"]),
+        ({"prompts": [{"prompt": "a", "lefft": 0}]}, "prompts", ["unknown field", "did you mean left?"]),
+        ({"prompts": [{"features": "a.npy"}]}, "prompts", ["unknown field", "known: "]),
         ({"size": f"{CROP + 1}x{CROP}"}, "size", ["multiple of 4", f"nearest is {CROP}"]),
         ({"size": f"{CROP}x{CROP - 5}"}, "size", [f"{CROP - 5}", "multiple of 4"]),
         ({"n": 0}, "n", ["0", "from 1 to 10"]),
@@ -168,7 +172,7 @@ def test_who_asks_is_repeated() -> None:
         ({"size": f"{100 * CROP}x{100 * CROP}", "stride": 1}, "stride", ["crops in all, but at most 4096"]),
         ({"size": f"{60 * CROP}x{CROP}", "stride": 1, "n": 10}, "stride", ["a smaller n"]),
         ({"row_stride": 0}, "row_stride", ["1 to 8"]),
-        ({"loop": "yes"}, "loop", ["yes", "True or False"]),
+        ({"loop": "yes"}, "loop", ["yes", "true or false"]),
         ({"context": "both"}, "context", ["reuse or recompute"]),
         ({"label": 3}, "label", ["exactly one"]),
     ],

@@ -245,6 +245,9 @@ def test_it_fits_the_window_in_both_themes(page: Page, server: Server, width: in
     back, ink = (page.run(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
     levels = [sum(int(level) for level in colour.strip("rgb()").split(",")) for colour in (back, ink)]
     assert (levels[0] < levels[1]) == dark and abs(levels[0] - levels[1]) > 400
+    page.run("document.getElementById('all-around').hidden = false")  # as for a loop
+    tools = "[...document.querySelectorAll('.tools > *')].map(tool => tool.getBoundingClientRect().right)"
+    assert page.run(f"Math.max(...{tools}) <= document.querySelector('.stage').getBoundingClientRect().right")
 
 
 def test_every_control_can_be_named(page: Page, server: Server) -> None:

@@ -26,7 +26,7 @@ from panoserve.serve.http.fields import FIELDS
 from panoserve.serve.http.openapi import FILES
 from panoserve.serve.http.routes import router
 
-REFUSED = {"complexity", "frame_count", "frame_duration_ms", "svg", "markup"}  # whatever they hold
+REFUSED = {"mode", "complexity", "frame_count", "frame_duration_ms", "svg", "markup"}  # whatever they hold
 CROP = TINY_CONFIG.grid.crop_pixels
 EXAMPLES = int(os.environ.get("PANOSERVE_FUZZ_EXAMPLES", "25"))
 FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -25,6 +25,7 @@ def read_picture(source: Path | BinaryIO, name: str, param: str | None = None, m
     `name` is what an error calls it, `param` the request's field. Raises InvalidRequestError for what is no picture of
     8 bits a channel and at most `most` pixels, which is known before any of them is decoded.
     """
+    at_most = f"at most {most // 10**6} million are taken, so scale it down first"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
@@ -32,7 +33,8 @@ def read_picture(source: Path | BinaryIO, name: str, param: str | None = None, m
         with picture:
             area = picture.width * picture.height
             if area > most:
-                raise Image.DecompressionBombError(f"it has {picture.width}x{picture.height} pixels")
+                pixels = f"it has {picture.width}x{picture.height} pixels"
+                raise InvalidRequestError(f"{name} is too large: {pixels}; {at_most}", param)
             if picture.mode.startswith(("I", "F")):
                 raise InvalidRequestError(f"{name} has more than 8 bits a channel; save it with 8 bits first", param)
             upright = turned_upright(picture)
@@ -48,10 +50,8 @@ def read_picture(source: Path | BinaryIO, name: str, param: str | None = None, m
     except UnidentifiedImageError:
         message = f"{name} is of no kind that can be read; expected PNG, JPEG or WebP"
         raise InvalidRequestError(message, param) from None
-    except Image.DecompressionBombError as error:
-        raise InvalidRequestError(
-            f"{name} is too large: {error}; at most {most // 10**6} million are taken, so scale it down first", param
-        ) from None
+    except Image.DecompressionBombError:  # Pillow's own limit
+        raise InvalidRequestError(f"{name} is far too large; {at_most}", param) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise InvalidRequestError(f"{name} cannot be read: {error}", param) from None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from panoserve.serve.request import check_text
 Check = Callable[[str, Any], Any]
 Schema = dict[str, Any]
 
-SIZE = r"(\d{1,7})x(\d{1,7})"
+SIZE = r"([0-9]{1,7})x([0-9]{1,7})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +95,23 @@ def prompts_along() -> Field:
         """At most MAX_PROMPTS prompts with their places, whose texts are texts; PanoramaRequest checks the rest."""
         if not isinstance(value, list) or len(value) > MAX_PROMPTS:
             raise bad_value(name, f"{name} is {shown(value)}, but must be a list of at most {MAX_PROMPTS} objects")
-        for entry in value:
-            if isinstance(entry, dict) and entry.get("prompt") is not None:
-                prompt.check(name, entry["prompt"])
+        for part in value:
+            if not isinstance(part, dict):
+                continue
+            if unknown := [key for key in part if key not in known]:
+                raise unknown_field(unknown[0], known, name)
+            if part.get("prompt") is not None:
+                prompt.check(name, part["prompt"])
         return value
 
     prompt = text(MAX_PROMPT_CHARACTERS)
     place = {"type": "number", "description": "pixels, or with a decimal point a share of the side"}
-    entry = {
-        "type": "object",
-        "properties": {
-            "prompt": prompt.schema,
-            "label": {"type": "integer", "minimum": 0},
-            **dict.fromkeys(("left", "right", "top", "bottom"), place),
-        },
-        "additionalProperties": False,
+    known = {
+        "prompt": prompt.schema,
+        "label": {"type": "integer", "minimum": 0},
+        **dict.fromkeys(("left", "right", "top", "bottom"), place),
     }
+    entry = {"type": "object", "properties": known, "additionalProperties": False}
     return Field(check, {"type": "array", "items": entry, "minItems": 1, "maxItems": MAX_PROMPTS})
 
 
@@ -123,6 +125,13 @@ def refused(reason: str) -> Field:
         raise ApiError(400, f"{name} is not supported: {reason}", code="unsupported_parameter", param=name)
 
     return Field(check, None)
+
+
+def unknown_field(name: str, known: Collection[str], param: str) -> ApiError:
+    """400 that names the nearest of the fields that are known, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+    return ApiError(400, f"unknown field {shown(name)}{hint}", code="unknown_parameter", param=param)
 
 
 def shown(value: Any) -> str:

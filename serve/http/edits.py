@@ -12,7 +12,7 @@ import numpy as np
 
 from panoserve.configs.model import ModelConfig
 from panoserve.errors import InvalidRequestError
-from panoserve.serve.extend import Extension, Sides, check_extension
+from panoserve.serve.extend import Extension, Sides, check_extension, usual_stride
 from panoserve.serve.http.checks import Field, checked_later, one_of, refused
 from panoserve.serve.http.errors import ApiError, bad_value
 from panoserve.serve.http.fields import FIELDS, ImageJob, check_crops, check_format, output_of, request_of, several
@@ -68,7 +68,8 @@ def edit_job(
     check_size(values.get("size"), work.request)
     check_format(output, work.request)
     job = ImageJob(several(work, values), output, kind="image_edit")
-    check_crops(job.canvases, work.request, config, "image")
+    usual = usual_stride(config.grid) if isinstance(work, Extension) else None
+    check_crops(job.canvases, work.request, config, "image", usual)
     return job
 
 

@@ -6,7 +6,6 @@ something it has one of (quality, style, moderation) are accepted without effect
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from panoserve.serve.http.checks import (
     shown,
     size,
     text,
+    unknown_field,
     whole,
 )
 from panoserve.serve.http.errors import ApiError, bad_value
@@ -104,7 +104,7 @@ OUR_FIELDS: dict[str, Field] = {
     "label": checked_later("integer", minimum=0).noted("the class, for a class-conditional model"),
     "stride": checked_later("integer", minimum=1).noted("columns of codes that a crop adds"),
     "row_stride": checked_later("integer", minimum=1).noted("rows of codes that a crop adds"),
-    "loop": checked_later("boolean").noted("the right edge meets the left one"),
+    "loop": flag().noted("the right edge meets the left one"),
     "prompts": prompts_along().noted("what else to draw, and where"),
     "blend": checked_later("number", minimum=0).noted("over what width prompts shade into each other"),
     "negative_prompt": text(MAX_PROMPT_CHARACTERS).noted("what guidance leads away from"),
@@ -116,7 +116,8 @@ OUR_FIELDS: dict[str, Field] = {
     "top_p": checked_later("number", exclusiveMinimum=0, maximum=1).noted("1 keeps every code"),
     "context": checked_later("string", enum=list(CONTEXTS)).noted("how given codes get their keys and values"),
 }
-FIELDS: dict[str, Field] = {**OPENAI_FIELDS, **OUR_FIELDS}
+MODE = refused("the way a panorama grows follows from its size; see also row_stride, loop, and the route endless")
+FIELDS: dict[str, Field] = {**OPENAI_FIELDS, **OUR_FIELDS, "mode": MODE}
 # What PanoramaRequest calls otherwise; an error's names are turned back by errors.PARAM_NAMES.
 REQUEST_NAMES = {"guidance_scale": "guidance"}
 
@@ -145,9 +146,7 @@ def checked(values: dict[str, Any], fields: dict[str, Field]) -> dict[str, Any]:
     """Values whose names and kinds are right, those that are None left out. Raises ApiError."""
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(fields))}"
-            raise ApiError(400, f"unknown field {shown(name)}{hint}", code="unknown_parameter", param=name)
+            raise unknown_field(name, fields, name)
     return {name: fields[name].check(name, value) for name, value in values.items() if value is not None}
 
 
@@ -162,10 +161,12 @@ def image_job(values: dict[str, Any], config: ModelConfig, context: str) -> Imag
     return job
 
 
-def check_crops(canvases: Iterable[Canvas], request: PanoramaRequest, config: ModelConfig, param: str) -> None:
+def check_crops(
+    canvases: Iterable[Canvas], request: PanoramaRequest, config: ModelConfig, param: str, usual: int | None = None
+) -> None:
     """Raise ApiError if canvases of a resolved request have more crops than a plan should.
 
-    It is about a stride that is narrower than usual, or else about `param`.
+    It is about a stride that is narrower than `usual` (by default the grid's), or else about `param`.
     """
     assert request.stride is not None and request.row_stride is not None
     strides = request.stride, request.row_stride
@@ -176,7 +177,7 @@ def check_crops(canvases: Iterable[Canvas], request: PanoramaRequest, config: Mo
             f"the request asks for {crops} crops in all, but at most {MAX_REQUEST_CROPS} are taken; ask for a larger "
             "stride, a smaller size or a smaller n",
             code="too_large",
-            param="stride" if min(strides) < config.grid.default_stride else param,
+            param="stride" if min(strides) < (usual or config.grid.default_stride) else param,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -12,14 +13,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Security
 from fastapi.security import HTTPBearer
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from panoserve.serve.http.edits import EDIT_FIELDS, edit_job
 from panoserve.serve.http.endless import ENDLESS_FIELDS, STEER_FIELDS, EndlessJob, endless_job
 from panoserve.serve.http.errors import ApiError
 from panoserve.serve.http.fields import FIELDS, ImageJob, checked, image_job, parse_body
 from panoserve.serve.http.form import FILES, form_of, parts_of
+from panoserve.serve.http.logs import log_event
 from panoserve.serve.http.openapi import (
     answers,
     event_stream,
@@ -29,8 +32,9 @@ from panoserve.serve.http.openapi import (
 )
 from panoserve.serve.http.options import options_of
 from panoserve.serve.http.pictures import MEDIA_TYPES
+from panoserve.serve.http.runs import TRACE, TRACE_HEADERS
 from panoserve.serve.http.service import ImageService, cancelled
-from panoserve.serve.http.settings import KEEP_ALIVE_SECONDS, MAX_BODY_BYTES
+from panoserve.serve.http.settings import KEEP_ALIVE_SECONDS, MAX_BODY_BYTES, STALL_SECONDS
 from panoserve.serve.http.shapes import ENDLESS, ImagesAnswer, OptionsAnswer, SteerAnswer, painted
 
 CLIENT_LEFT = 499  # nobody reads it; the access log does
@@ -112,6 +116,8 @@ async def steer(name: str, request: Request) -> Response:
     try:
         place = service.endless.steer(name, parse_body(await body_of(request), STEER_FIELDS))
         response: Response = JSONResponse({"at": place})
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_LEFT)
     except Exception as error:
         response = service.failure(error, request_id).response()
     response.headers["X-Request-Id"] = request_id
@@ -122,6 +128,7 @@ async def answer_to(request: Request, job_of: Callable[[], Awaitable[ImageJob | 
     """Draw what a request asks for, whole or as a stream; whatever goes wrong becomes an answer in OpenAI's shape."""
     service = service_of(request)
     request_id = request_id_of(request)
+    TRACE.set({name: request.headers[name] for name in TRACE_HEADERS if name in request.headers})
     try:
         job = await job_of()
         if isinstance(job, EndlessJob):
@@ -133,6 +140,8 @@ async def answer_to(request: Request, job_of: Callable[[], Awaitable[ImageJob | 
             if not await finished_before_leaving(task, request):
                 return Response(status_code=CLIENT_LEFT)
             response = JSONResponse(service.answer(job, task.result(), str(request.base_url).rstrip("/")))
+    except ClientDisconnect:  # before all of the body was there
+        return Response(status_code=CLIENT_LEFT)
     except Exception as error:
         response = service.failure(error, request_id).response()
     response.headers["X-Request-Id"] = request_id
@@ -218,11 +227,20 @@ async def until_disconnect(request: Request) -> None:
 
 
 class EventStream(StreamingResponse):
-    """A stream whose source is closed however the response ends: a client that leaves ends the drawing."""
+    """A stream whose source is closed however the response ends: a client that leaves, or stays and takes nothing for
+    STALL_SECONDS, ends the drawing. (In the latter case the server then closes the connection.)
+    """
 
     async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send(message)
+
         async with aclosing(self.body_iterator):  # type: ignore[type-var]
-            await super().stream_response(send)
+            try:
+                await super().stream_response(send_in_time)
+            except TimeoutError:
+                log_event("stalled", logging.WARNING, request=self.headers.get("X-Request-Id"), seconds=STALL_SECONDS)
 
 
 async def server_sent(events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]:

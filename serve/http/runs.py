@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from panoserve.serve.http.service import ImageService
 
 
+TRACE_HEADERS = ("traceparent", "tracestate")
+# W3C trace context of the request that is being served, for the spans that vLLM exports (--otlp-traces-endpoint).
+TRACE: ContextVar[Mapping[str, str] | None] = ContextVar("trace", default=None)
 Events = asyncio.Queue[dict[str, Any] | None]  # of one stream; None ends it
 
 
@@ -63,7 +67,7 @@ class Run:
         """Draw; yields how many rows are complete each time that one is."""
         service = self._service
         self._drawing = await service.prepare(self._request)
-        async with aclosing(service.engine.rows(self._drawing, self._id)) as rows:
+        async with aclosing(service.engine.rows(self._drawing, self._id, TRACE.get())) as rows:
             async for row in rows:
                 self._ticket.drew(len(row.codes))
                 service.metrics.codes.inc(len(row.codes))

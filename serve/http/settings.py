@@ -13,6 +13,7 @@ MAX_PROMPT_CHARACTERS = 32_000  # OpenAI's limit
 MAX_PROMPTS = 100  # along one panorama
 MAX_REQUEST_CROPS = 4096  # of one request: each costs the planner some 40 KiB and half a millisecond
 MAX_IMAGES = 10  # of one request; OpenAI's limit
+STALL_SECONDS = 120.0  # after which a client that takes nothing of its stream is taken for gone
 KEEP_ALIVE_SECONDS = 15.0  # between comments on an idle stream, below the usual read time-outs of proxies
 
 
