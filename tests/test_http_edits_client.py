@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import socket
+import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,7 @@ import pytest
 from fake_service import MODEL, fake_app, running_app
 from openai import OpenAI
 from PIL import Image
+from starlette.datastructures import UploadFile
 from test_extend import noise
 from tiny_folder import TINY_CONFIG, write_tiny_folder
 
@@ -134,3 +140,40 @@ def test_errors_are_the_clients_own_classes(client: OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as json_body:
         client.post("/images/edits", body={"prompt": PROMPT}, cast_to=object)
     assert (json_body.value.status_code, json_body.value.code) == (415, "unsupported_media_type")
+
+
+def files_in_temporary_folders() -> list[str]:
+    """Open files of this process, the server's among them, where uploads beyond 1 MiB are kept."""
+    opened_files = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            opened_files.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [name for name in opened_files if name.startswith(tempfile.gettempdir()) and name.endswith("(deleted)")]
+
+
+def test_uploads_leave_no_file_behind(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of edits that are refused, nor of clients that leave in the middle of their picture."""
+    most: list[int] = []
+    write = UploadFile.write
+
+    async def watched(self: UploadFile, data: bytes) -> None:
+        await write(self, data)
+        most.append(len(files_in_temporary_folders()))
+
+    monkeypatch.setattr(UploadFile, "write", watched)
+    before = set(files_in_temporary_folders())
+    large = png(noise(1000, 600))
+    assert len(large) > 1 << 20
+    for _ in range(3):
+        with pytest.raises(openai.BadRequestError):
+            client.images.edit(image=large, prompt=PROMPT, extra_body={"right": CROP * 10_000})
+    head = "POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    part = '--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", client.base_url.port)) as half:
+            half.sendall(f"{head}Content-Length: {3 * len(large)}\r\n\r\n{part}".encode() + large)
+    assert max(most) > len(before), "no upload was ever on disk"
+    deadline = time.monotonic() + 30
+    while set(files_in_temporary_folders()) - before:
+        assert time.monotonic() < deadline, "uploads stay open"
+        time.sleep(0.1)
