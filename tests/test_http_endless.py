@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fake_service import FakeClient, fake_app, fake_codes, running_app
 from fastapi.testclient import TestClient
 from PIL import Image
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 from tiny_folder import TINY_CONFIG, write_tiny_folder
 from vq_weights import TINY_VQ, filled_vq
 
@@ -226,6 +227,27 @@ def test_a_reader_that_takes_nothing_ends_it(
             assert time.monotonic() < deadline, "it is drawn for nobody"
             time.sleep(0.1)
     assert len(client.requests) > 1
+
+
+def test_a_slow_reader_is_not_a_stalled_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large event takes it longer than the limit, each piece of it does not."""
+    monkeypatch.setattr(routes, "STALL_SECONDS", 0.5)
+    event = "x" * (20 * routes.PIECE + 1)
+    received: list[bytes] = []
+    more: list[bool] = []
+
+    async def events() -> AsyncGenerator[str]:
+        yield event
+
+    async def slowly(message: Message) -> None:
+        body = message.get("body", b"")
+        await asyncio.sleep(0.05 * len(body) / routes.PIECE)
+        received.append(body)
+        more.append(message.get("more_body", False))
+
+    asyncio.run(routes.EventStream(events()).stream_response(slowly))
+    assert b"".join(received).decode() == event
+    assert more == [False] + [True] * 21 + [False], "the head, the pieces, the end"
 
 
 def test_a_client_that_leaves_while_it_asks_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

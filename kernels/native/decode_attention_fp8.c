@@ -16,6 +16,7 @@
 
 #define KERNEL __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 #define INLINE KERNEL static inline __attribute__((always_inline))
+#include "exp2_avx512.h"
 
 #define TOO_SMALL 256.0f /* `widen` gives numbers that are this many times too small */
 
@@ -27,20 +28,6 @@ INLINE void widen(const uint8_t *line, __m512 *low, __m512 *high) {
     __m512i halves = _mm512_and_si512(_mm512_slli_epi16(words, 7), _mm512_set1_epi16((short)0xBFFF));
     *low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
     *high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
-}
-
-/* 2^x for x <= 0 to about 1e-7, 0 below -126.5: x = n + r with |r| <= 1/2, a polynomial in r, times 2^n. */
-INLINE __m512 exp2_nonpositive(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-127.0f));
-    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
-    __m512 y = _mm512_set1_ps(1.5403530e-4f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.3333558e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(9.6181291e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.5504109e-2f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.4022651e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.9314718e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, n);
 }
 
 /* Scores of one block's slots; query [head_dim] is in units that make them logarithms to base 2. */

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -37,6 +37,7 @@ from panoserve.serve.http.service import ImageService, cancelled
 from panoserve.serve.http.settings import KEEP_ALIVE_SECONDS, MAX_BODY_BYTES, STALL_SECONDS
 from panoserve.serve.http.shapes import ENDLESS, ImagesAnswer, OptionsAnswer, SteerAnswer, painted
 
+PIECE = 1 << 16  # bytes of a stream that are sent at once
 CLIENT_LEFT = 499  # nobody reads it; the access log does
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
@@ -233,14 +234,23 @@ class EventStream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(STALL_SECONDS):
-                await send(message)
+            for piece in pieces_of(message):
+                async with asyncio.timeout(STALL_SECONDS):
+                    await send(piece)
 
         async with aclosing(self.body_iterator):  # type: ignore[type-var]
             try:
                 await super().stream_response(send_in_time)
             except TimeoutError:
                 log_event("stalled", logging.WARNING, request=self.headers.get("X-Request-Id"), seconds=STALL_SECONDS)
+
+
+def pieces_of(message: Message) -> Iterator[Message]:
+    """A message of a stream in pieces of at most PIECE bytes, of which a slow reader takes one after another."""
+    body = message.get("body", b"")
+    yield {**message, "body": body[:PIECE]} if body else message
+    for start in range(PIECE, len(body), PIECE):
+        yield {**message, "body": body[start : start + PIECE]}
 
 
 async def server_sent(events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]:
