@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panoserve.errors import EnvironmentProblem
 from panoserve.kernels.kv_layout import KVLayout, cpu_layout, numbers
 from panoserve.kernels.native import Level, level, native
 
@@ -36,7 +37,10 @@ def readable_layout(kv_cache: Tensor, isa: str, dtype: torch.dtype) -> str | Non
         or level() == Level.NONE
     ):
         return None
-    name = cpu_layout(kv_cache.dtype, block_size, head_dim, isa).name + SUFFIXES[kv_cache.dtype]
+    try:
+        name = cpu_layout(kv_cache.dtype, block_size, head_dim, isa).name + SUFFIXES[kv_cache.dtype]
+    except EnvironmentProblem:  # vLLM can read it, whatever it is
+        return None
     return name if name in LAYOUTS and level() >= LAYOUTS[name][1] else None
 
 

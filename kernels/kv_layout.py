@@ -19,7 +19,7 @@ from torch import Tensor
 
 from panoserve.errors import EnvironmentProblem
 
-_WORDS = {1: torch.uint8, 4: torch.int32, 8: torch.int64}
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def _words(tiles: Tensor, tiling: Tiling) -> Tensor:
     """The same memory with the dims of a tile seen as one machine word, where they fit one: 8 times faster to index.
     FP8 numbers, which torch does not index, always as bytes.
     """
-    word = _WORDS.get(tiles.element_size() if tiling.dims_outer else tiling.dims * tiles.element_size())
+    dims = 1 if tiling.dims_outer else tiling.dims
+    word = _WORDS.get(dims * tiles.element_size())
     return tiles if word is None or (tiling.dims_outer and tiles.element_size() > 1) else tiles.view(word)
 
 
@@ -136,6 +137,11 @@ def attention_isa(dtype: torch.dtype, block_size: int, head_dim: int, cache_dtyp
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
     return _get_attn_isa(dtype, block_size, head_dim, cache_dtype)
+
+
+def movable(cache_dtype: str, device: str) -> bool:
+    """Whether a cache of vLLM's `cache_dtype` on a kind of device can be moved; where not, only `recompute` works."""
+    return "fp8" not in cache_dtype or (cache_dtype in ("fp8", "fp8_e4m3") and device == "cpu")
 
 
 def numbers(layer: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FP8_MOST = 448.0  # of e4m3; what is larger becomes NaN
+
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
@@ -44,4 +46,6 @@ def turn(keys: Tensor, turns: Tensor) -> Tensor:
     turned = keys.to(torch.float32, copy=True)
     pairs = turned[..., : 2 * turns.shape[-1]].unflatten(-1, (-1, 2))
     torch.view_as_complex(pairs).mul_(turns[:, None])
+    if keys.dtype == torch.float8_e4m3fn:
+        turned.clamp_(-FP8_MOST, FP8_MOST)
     return turned.to(keys.dtype)

@@ -183,7 +183,12 @@ def _extend(commands: Any) -> None:
 
     parser = _command(commands, "extend", cli_extend.extend, cli_extend.ABOUT, cli_extend.DETAIL)
     cli_extend.add_arguments(parser)
-    add_sampling(parser, stride="a quarter of it", guidance="1.5, or the model's if that is lower")
+    add_sampling(
+        parser,
+        stride="a quarter of it",
+        row_stride="as --stride, or three quarters of the grid side without it",
+        guidance="1.5, or the model's if that is lower",
+    )
     add_engine_options(parser, replay=False)
 
 

@@ -49,9 +49,12 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(
-    parser: argparse.ArgumentParser, stride: str = "three quarters of it", guidance: str = "the model's"
+    parser: argparse.ArgumentParser,
+    stride: str = "three quarters of it",
+    row_stride: str = "as --stride",
+    guidance: str = "the model's",
 ) -> None:
-    """How crops stand, and how their codes are drawn. stride, guidance: what their defaults are."""
+    """How crops stand, and how their codes are drawn; what the defaults are, in words."""
     parser.add_argument(
         "--stride",
         type=int,
@@ -59,7 +62,10 @@ def add_sampling(
         help=f"columns a crop adds, 1 to the grid side (default: {stride})",
     )
     parser.add_argument(
-        "--row-stride", type=int, metavar="R", help="rows a crop adds where the canvas is taller (default: as --stride)"
+        "--row-stride",
+        type=int,
+        metavar="R",
+        help=f"rows a crop adds where the canvas is taller (default: {row_stride})",
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="same seed, same picture (default: a random one, which is printed)"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from panoserve.cli_model import open_folder
 from panoserve.redirect.plan import CONTEXTS
 from panoserve.serve.http.settings import HttpSettings
-from panoserve.serve.settings import DEFAULT_LANES, DTYPES
+from panoserve.serve.settings import CACHE_DTYPES, DEFAULT_LANES, DTYPES
 
 if TYPE_CHECKING:
     from panoserve.cli import Parser
@@ -50,6 +50,12 @@ def add_arguments(parser: Parser, gib: Callable[[str], float]) -> None:
         type=gib,
         metavar="G",
         help="size of the KV cache in GiB (default: what --max-lanes crops take, at most 40 %% of free memory)",
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=CACHE_DTYPES,
+        default="auto",
+        help="number format of the cache: as --dtype, or fp8, which takes half the memory (default: auto)",
     )
     parser.add_argument(
         "--max-lanes",
@@ -112,6 +118,7 @@ def serve(arguments: argparse.Namespace) -> int:
         async_scheduling=False,
         guidance=True,
         load_format="auto",
+        kv_cache_dtype=arguments.kv_cache_dtype,
     )
     launch.serve(folder, engine, settings, arguments.host, arguments.port, arguments.vllm_flags)
     return 0

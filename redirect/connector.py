@@ -23,7 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from panoserve.errors import EnvironmentProblem
 from panoserve.kernels.huge_pages import use_huge_pages
-from panoserve.kernels.kv_layout import KVLayout, attention_isa, kv_layout, numbers
+from panoserve.kernels.kv_layout import KVLayout, attention_isa, kv_layout, movable, numbers
 from panoserve.kernels.kv_shift import KVMove, move_kv
 from panoserve.kernels.rope import RopeSpec
 
@@ -111,6 +111,8 @@ class ShiftConnector(KVConnectorBase_V1):
         if self._layers:
             raise EnvironmentProblem("two vLLM engines share one process; their KV caches would be mixed up")
         self._layers = list(kv_caches.values())
+        if movable(self._cache_dtype, self._layers[0].device.type):  # else serve/engine.py refuses `reuse`
+            _ = self._layout  # may not be known: better now than in a step
         if self._layers[0].device.type == "cpu":
             use_huge_pages()  # weights are loaded and the cache is there: all that a step reads
 
@@ -126,9 +128,6 @@ class ShiftConnector(KVConnectorBase_V1):
 
     @cached_property
     def _layout(self) -> KVLayout:
-        """Found when something is first moved, so that a cache in a layout that is not known serves `recompute`."""
-        if "e5m2" in self._cache_dtype:
-            raise EnvironmentProblem("a KV cache in fp8_e5m2 cannot be moved; use fp8, or context='recompute'")
         layer, isa = self._layers[0], None
         if layer.device.type == "cpu":
             isa = attention_isa(self._dtype, layer.shape[2], layer.shape[3] // 2, self._cache_dtype)

@@ -26,6 +26,7 @@ from panoserve.errors import (
     PanoramaFailedError,
     PanoserveError,
 )
+from panoserve.kernels.kv_layout import movable
 from panoserve.redirect.layout import plan_of
 from panoserve.serve.drawing import Drawing, Row
 from panoserve.serve.endless import AsyncEndless, Endless, Frontier
@@ -159,6 +160,13 @@ class _EngineBase(ABC):
         lane_blocks = -(-slots // cache.block_size)
         blocks = (cache.num_gpu_blocks or 0) - 1  # vLLM keeps one for itself
         args = submission.request.engine_args(self.config)
+        cache_dtype, device = str(cache.cache_dtype), self.vllm_config.device_config.device_type
+        if args.context == "reuse" and not movable(cache_dtype, device):
+            raise InvalidRequestError(
+                f"context 'reuse' moves keys and values, but not those of a KV cache in {cache_dtype} on {device}; use "
+                "context='recompute', or leave --kv-cache-dtype out when starting",
+                "context",
+            )
         needed = plan_of(args, self.config.grid).min_resident
         holds = min(lanes, blocks // lane_blocks)
         if needed > holds:
@@ -304,9 +312,11 @@ class Engine(_EngineBase):
         try:
             yield
         finally:
-            if running:
-                self._engine.abort_request(list(running))
-            self._drawing_lock.release()
+            try:
+                if running:
+                    self._engine.abort_request(list(running))
+            finally:
+                self._drawing_lock.release()
 
     def _submit(self, submission: Submission, running: dict[str, Drawing]) -> str:
         request_id = uuid.uuid4().hex

@@ -49,7 +49,8 @@ class FakeClient:
         self.aborted = 0
         self.traces: list[Any] = []
         self.vllm_config = SimpleNamespace(
-            cache_config=SimpleNamespace(block_size=32, num_gpu_blocks=1000),
+            cache_config=SimpleNamespace(block_size=32, num_gpu_blocks=1000, cache_dtype="auto"),
+            device_config=SimpleNamespace(device_type="cpu"),
             scheduler_config=SimpleNamespace(max_num_seqs=16),
             model_config=SimpleNamespace(dtype=torch.float32, hf_config=SimpleNamespace(streams=2)),
         )

@@ -6,6 +6,7 @@ caption-conditional, both with the golden weights.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -249,6 +250,16 @@ def test_leaving_a_sequence_early_frees_everything(class_engine: Engine) -> None
         pytest.fail("nothing was drawn")
     class_engine.generate([PanoramaRequest(label=1, width=CROP, height=CROP)], decode=False, progress=False)
     assert free_blocks(class_engine) == before
+
+
+def test_reuse_is_refused_where_the_cache_cannot_be_moved(
+    class_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_engine.vllm_config.cache_config, "cache_dtype", "fp8_e5m2")
+    request = PanoramaRequest(label=1, width=CROP, height=CROP)
+    with pytest.raises(InvalidRequestError, match="use context='recompute'"):
+        class_engine.generate([request], decode=False, progress=False)
+    class_engine.generate([replace(request, context="recompute")], decode=False, progress=False)
 
 
 def test_two_drawings_at_once_are_refused_and_the_first_goes_on(class_engine: Engine) -> None:

@@ -7,7 +7,16 @@ import torch
 from vllm_cache import HEADS, empty_layer, write_by_vllm
 
 from panoserve.errors import EnvironmentProblem
-from panoserve.kernels.kv_layout import CPU_TILINGS, KVLayout, attention_isa, cpu_layout, flash_layout, kv_layout
+from panoserve.kernels.kv_layout import (
+    CPU_TILINGS,
+    KVLayout,
+    attention_isa,
+    cpu_layout,
+    flash_layout,
+    kv_layout,
+    movable,
+    numbers,
+)
 
 # Every head size of a published model (64; 100 padded to 112 or 128; 128) and one that is 16 modulo 32; block sizes:
 # vLLM's default (128), the smallest it takes (32), one that is no multiple of 32 (16), and 96 (not a power of two).
@@ -32,6 +41,29 @@ def test_reads_what_vllm_wrote_and_writes_the_same_bytes(dtype: torch.dtype, hea
     ours = empty_layer(3, block_size, head_dim, dtype)
     layout.write(ours, slots, keys, values)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM takes FP8 caches with AVX-512 only")
+@pytest.mark.parametrize(("head_dim", "block_size"), [(64, 32), (128, 64)])
+def test_reads_what_vllm_wrote_in_fp8(head_dim: int, block_size: int) -> None:
+    slots = torch.randperm(3 * block_size)[: block_size + 5]
+    keys, values = torch.randn(2, len(slots), HEADS, head_dim).to(torch.float8_e4m3fn).bfloat16()
+    theirs = empty_layer(3, block_size, head_dim, torch.uint8)
+    write_by_vllm(theirs, slots, keys, values)
+    layout = kv_layout(theirs, attention_isa(torch.bfloat16, block_size, head_dim, "fp8"))
+    for read, written in zip(layout.read(numbers(theirs), slots), (keys, values), strict=True):
+        assert torch.equal(read.bfloat16(), written)
+    ours = empty_layer(3, block_size, head_dim, torch.uint8)
+    layout.write(numbers(ours), slots, *(part.to(torch.float8_e4m3fn) for part in (keys, values)))
+    assert torch.equal(numbers(ours).float(), numbers(theirs).float())  # vLLM writes -0 as 0
+
+
+@pytest.mark.parametrize(
+    ("cache_dtype", "device", "expected"),
+    [("auto", "cuda", True), ("fp8", "cpu", True), ("fp8", "cuda", False), ("fp8_e5m2", "cpu", False)],
+)
+def test_which_caches_can_be_moved(cache_dtype: str, device: str, expected: bool) -> None:
+    assert movable(cache_dtype, device) == expected
 
 
 def test_every_isa_of_this_machine_is_found() -> None:

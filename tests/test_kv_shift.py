@@ -75,7 +75,7 @@ LAYOUTS = [KVLayout(name, 32, 64, keys, values, halves=True) for name, keys, val
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, flash_layout(32, 64)], ids=lambda layout: layout.name)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 def test_fast_path_agrees_with_the_specification(layout: KVLayout, dtype: torch.dtype) -> None:
     """Random caches in every layout, also those of other machines; layers cut from one buffer, as vLLM does it."""
     generator = torch.Generator().manual_seed(1)
@@ -85,7 +85,17 @@ def test_fast_path_agrees_with_the_specification(layout: KVLayout, dtype: torch.
     move_kv(fast, layout, move, RopeSpec(64))
     move_kv_reference(slow, layout, move, RopeSpec(64))
     for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+        # A number that lies between two that can be stored may be rounded either way.
+        steps = {torch.float32: (1e-6, 1e-6), torch.bfloat16: (1.6e-2, 1e-6), torch.float8_e4m3fn: (0.13, 2e-3)}
+        relative, absolute = steps[dtype]
+        torch.testing.assert_close(one.float(), other.float(), rtol=relative, atol=absolute)
+        assert not torch.equal(one.float(), buffer[0].float())
+
+
+def test_turned_keys_stay_within_fp8() -> None:
+    layer = torch.full((2, HEADS, 32, 128), 440.0).to(torch.float8_e4m3fn)
+    move_kv([layer], LAYOUTS[0], move_of((range(4), range(8, 12), 1, 1)), RopeSpec(64))
+    assert layer.float().isfinite().all() and layer.float().abs().max() == 448
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -25,9 +25,10 @@ def write_by_vllm(layer: Tensor, slots: Tensor, keys: Tensor, values: Tensor) ->
 
     current_platform.import_kernels()
     num_blocks, heads, block_size, width = layer.shape
-    isa = attention_isa(layer.dtype, block_size, width // 2)
+    fp8 = "fp8" if layer.dtype == torch.uint8 else "auto"
+    isa = attention_isa(keys.dtype, block_size, width // 2, fp8)
     key_cache, value_cache = layer.view(num_blocks, heads, 2 * block_size, width // 2).chunk(2, dim=2)
-    ops.cpu_attn_reshape_and_cache(keys, values, key_cache, value_cache, slots, isa)
+    ops.cpu_attn_reshape_and_cache(keys, values, key_cache, value_cache, slots, isa, kv_cache_dtype=fp8)
 
 
 def move_of(*runs: tuple[Sequence[int], Sequence[int], int, int]) -> KVMove:

@@ -21,7 +21,7 @@
 #define TOO_SMALL 256.0f /* `widen` gives numbers that are this many times too small */
 
 /* 32 numbers as float32. The seven lower bits of an e4m3, moved to where a half has its exponent, are that number
- * divided by 2^8, subnormal ones too.
+ * divided by 2^8, subnormal ones too. (NaN, which is only stored for NaN, is read as 480.)
  */
 INLINE void widen(const uint8_t *line, __m512 *low, __m512 *high) {
     __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)line));

@@ -229,7 +229,7 @@ async def until_disconnect(request: Request) -> None:
 
 class EventStream(StreamingResponse):
     """A stream whose source is closed however the response ends: a client that leaves, or stays and takes nothing for
-    STALL_SECONDS, ends the drawing. (In the latter case the server then closes the connection.)
+    STALL_SECONDS, ends the drawing. (In the latter case its connection ends as soon as it has taken what was sent.)
     """
 
     async def stream_response(self, send: Send) -> None:
