@@ -153,7 +153,9 @@ class _EngineBase(ABC):
         return submissions
 
     def _check_cache(self, submission: Submission) -> None:
-        """Raise CacheTooSmallError if the panorama could never be drawn in this engine's cache."""
+        """Raise CacheTooSmallError if the panorama could never be drawn in this engine's cache, and InvalidRequestError
+        if its context moves what cannot be moved.
+        """
         cache, lanes = self.vllm_config.cache_config, self.vllm_config.scheduler_config.max_num_seqs
         captions = submission.prompt.get("multi_modal_data", {}).get("caption")
         slots = (1 if captions is None else max(map(len, captions))) + self.config.grid.codes

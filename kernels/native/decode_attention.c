@@ -111,10 +111,8 @@ KERNEL static void attend(const bf16 *query, const bf16 *head, bf16 *out, const 
 
 KERNEL void decode_attention_pairs(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
                                    float scale) {
-    long longest = 0, heads = cache->heads, head_dim = cache->head_dim, block_size = cache->block_size;
-    for (long lane = 0; lane < lanes->count; lane++)
-        longest = lanes->lengths[lane] > longest ? lanes->lengths[lane] : longest;
-    long room = (longest + block_size + GROUP) & -GROUP;
+    long heads = cache->heads, head_dim = cache->head_dim, block_size = cache->block_size;
+    long room = (longest_of(lanes) + block_size + GROUP) & -GROUP;
 #pragma omp parallel
     {
         float *scores = aligned_alloc(64, (room * (long)(sizeof(float) + sizeof(bf16)) + 63) & -64);

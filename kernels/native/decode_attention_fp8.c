@@ -134,10 +134,8 @@ KERNEL static void attend(const bf16 *query, const uint8_t *head, bf16 *out, con
 
 KERNEL void decode_attention_fp8(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
                                  float scale) {
-    long longest = 0, heads = cache->heads, head_dim = cache->head_dim;
-    for (long lane = 0; lane < lanes->count; lane++)
-        longest = lanes->lengths[lane] > longest ? lanes->lengths[lane] : longest;
-    long room = (longest + cache->block_size + LINE) & -LINE;
+    long heads = cache->heads, head_dim = cache->head_dim;
+    long room = (longest_of(lanes) + cache->block_size + LINE) & -LINE;
 #pragma omp parallel
     {
         float *scores = aligned_alloc(64, ((room + head_dim) * sizeof(float) + 63) & -64);

@@ -133,10 +133,8 @@ KERNEL static void NAME(attend)(const bf16 *query, const bf16 *head, bf16 *out, 
 
 KERNEL void NAME(decode_attention)(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes,
                                    float scale) {
-    long longest = 0, heads = cache->heads, head_dim = cache->head_dim, block_size = cache->block_size;
-    for (long lane = 0; lane < lanes->count; lane++)
-        longest = lanes->lengths[lane] > longest ? lanes->lengths[lane] : longest;
-    long room = (longest + block_size + LINE) & -LINE;
+    long heads = cache->heads, head_dim = cache->head_dim, block_size = cache->block_size;
+    long room = (longest_of(lanes) + block_size + LINE) & -LINE;
 #pragma omp parallel
     {
         float *scores = aligned_alloc(64, (room + head_dim) * sizeof(float));

@@ -28,6 +28,13 @@ typedef struct {
     long count, table_stride;
 } paged_lanes;
 
+static inline long longest_of(const paged_lanes *lanes) {
+    long longest = 0;
+    for (long lane = 0; lane < lanes->count; lane++)
+        longest = lanes->lengths[lane] > longest ? lanes->lengths[lane] : longest;
+    return longest;
+}
+
 /* Whether this compiler and platform have the instructions of AMX and of AVX-512's bfloat16. */
 extern const int amx_built;
 /* The best of LEVEL_NONE, _AVX2 and _AVX512 that the processor has. */
