@@ -19,9 +19,13 @@ def group_norm_silu_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: i
     return F.silu(F.group_norm(x, groups, weight, bias, epsilon))
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, *, spent: bool = False
+) -> Tensor:
     """`group_norm_silu_reference`; compiled, and rounded once instead of twice, for one picture in bfloat16 or float32
     on a CPU whose memory format is channels_last, where no gradient is wanted.
+
+    spent: nobody reads x afterwards, so that the result may take its place.
     """
     compiled = native()
     if (
@@ -36,7 +40,7 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilo
         or groups > MAX_GROUPS
     ):
         return group_norm_silu_reference(x, weight, bias, groups, epsilon)
-    y = torch.empty_like(x)
+    y = x if spent else torch.empty_like(x)
     _, channels, height, width = x.shape
     weight, bias = weight.float(), bias.float()
     pointers = (tensor.data_ptr() for tensor in (x, weight, bias, y))

@@ -52,6 +52,16 @@ def test_float32(shape: tuple[int, int, int, int]) -> None:
 
 
 @needs_compiled
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_result_may_take_the_place_of_what_is_spent(dtype: torch.dtype) -> None:
+    x, weight, bias = inputs(*SHAPES[0], dtype)
+    with torch.no_grad():
+        expected = group_norm_silu(x, weight, bias, SHAPES[0][1], EPSILON)
+        made = group_norm_silu(x, weight, bias, SHAPES[0][1], EPSILON, spent=True)
+    assert made.data_ptr() == x.data_ptr() and torch.equal(made, expected)
+
+
+@needs_compiled
 def test_threads_do_not_change_it() -> None:
     x, weight, bias = inputs(*SHAPES[1])
     threads = torch.get_num_threads()

@@ -10,6 +10,7 @@ import torch
 from live_memory import peak_bytes
 from vq_weights import TINY_VQ, filled_vq
 
+from panoserve.kernels.native import Level, lowered
 from panoserve.vq import tiled
 from panoserve.vq.config import VQ_16, VQConfig
 from panoserve.vq.fields import Moments, Stored
@@ -175,5 +176,6 @@ def test_memory_stays_within_the_promise(memory: int) -> None:
     latent = 10 * config.widths[-1] * itemsize * rows * columns
     strips = 8 * tiled.MIN_STRIP * max(config.widths[:2]) * itemsize * rows * config.downsample
     bound = 12 * pixels + latent + memory + strips
-    assert peak_bytes(lambda: model.decode(codes)) > 1.5 * bound
-    assert peak_bytes(lambda: decode_tiled(model, codes, memory=memory)) <= bound
+    with lowered(Level.NONE):  # the convolution of our own has a bound of its own (test_conv3x3.py)
+        assert peak_bytes(lambda: model.decode(codes)) > 1.5 * bound
+        assert peak_bytes(lambda: decode_tiled(model, codes, memory=memory)) <= bound

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoserve.kernels.conv3x3 import conv3x3
 from panoserve.vq.layers import ResBlock, Upsample
 
 
@@ -122,9 +123,9 @@ def _convolve(conv: nn.Conv2d, x: Tensor, field: Field, start: int, stop: int) -
     before, after = (0, 0) if endless(field) else (int(start == 0), int(stop == length(field)))
     if before or after:
         x = F.pad(x, (before, after, 0, 0) if along_columns else (0, 0, before, after))
-    if field.around and not along_columns:
-        return F.conv2d(F.pad(x, (1, 1, 0, 0), mode="circular"), conv.weight, conv.bias)
-    return F.conv2d(x, conv.weight, conv.bias, padding=(1, 0) if along_columns else (0, 1))
+    assert conv.bias is not None
+    joined = field.around and not along_columns
+    return conv3x3(x, conv.weight, conv.bias, padding=(1, 0) if along_columns else (0, 1), around=joined)
 
 
 class Stored:

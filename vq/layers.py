@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoserve.kernels.conv3x3 import conv3x3
 from panoserve.kernels.group_norm_silu import group_norm_silu
 from panoserve.vq.attention import attend
 
@@ -15,20 +16,19 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
-def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+def new_conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, around: bool) -> Tensor:
-    """A 3x3 convolution with zeros beyond all edges or, `around`, with left and right edge joined."""
-    if not around:
-        return conv(x)
-    return F.conv2d(F.pad(x, (1, 1, 0, 0), mode="circular"), conv.weight, conv.bias, padding=(1, 0))
+def convolve(conv: nn.Conv2d, x: Tensor, around: bool, plus: Tensor | None = None) -> Tensor:
+    """A 3x3 convolution with zeros beyond all edges or, `around`, with left and right edge joined; `plus` is added."""
+    assert conv.bias is not None
+    return conv3x3(x, conv.weight, conv.bias, around=around, plus=plus)
 
 
-def normed_swish(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """What stands before a convolution: x [B, C, H, W] normalised, then swish."""
-    return group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+def normed_swish(norm: nn.GroupNorm, x: Tensor, spent: bool = False) -> Tensor:
+    """What stands before a convolution: x [B, C, H, W] normalised, then swish; in its place where it is `spent`."""
+    return group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps, spent=spent)
 
 
 class ResBlock(nn.Module):
@@ -37,16 +37,15 @@ class ResBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
         self.norm1 = group_norm(inputs, groups)
-        self.conv1 = conv3x3(inputs, outputs)
+        self.conv1 = new_conv3x3(inputs, outputs)
         self.norm2 = group_norm(outputs, groups)
-        self.conv2 = conv3x3(outputs, outputs)
+        self.conv2 = new_conv3x3(outputs, outputs)
         self.nin_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else None
 
     def forward(self, x: Tensor, around: bool = False) -> Tensor:
         """x [B, inputs, H, W] -> [B, outputs, H, W]; `around` as in `convolve`."""
         h = convolve(self.conv1, normed_swish(self.norm1, x), around)
-        h = convolve(self.conv2, normed_swish(self.norm2, h), around)
-        return self.shortcut(x) + h
+        return convolve(self.conv2, normed_swish(self.norm2, h, spent=True), around, plus=self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
         return x if self.nin_shortcut is None else self.nin_shortcut(x)
@@ -87,10 +86,11 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = conv3x3(channels, channels)
+        self.conv = new_conv3x3(channels, channels)
 
     def forward(self, x: Tensor, around: bool = False) -> Tensor:
-        return convolve(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"), around)
+        assert self.conv.bias is not None
+        return conv3x3(x, self.conv.weight, self.conv.bias, around=around, doubled=True)
 
 
 class Level(nn.Module):

@@ -12,9 +12,9 @@ from panoserve.vq.layers import (
     Level,
     ResBlock,
     Upsample,
-    conv3x3,
     convolve,
     group_norm,
+    new_conv3x3,
     normed_swish,
 )
 from panoserve.vq.quantizer import VectorQuantizer
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         widths, groups, last = config.widths, config.norm_groups, len(config.widths) - 1
-        self.conv_in = conv3x3(3, widths[0])
+        self.conv_in = new_conv3x3(3, widths[0])
         self.conv_blocks = nn.ModuleList(
             Level(
                 widths[max(i - 1, 0)],
@@ -44,13 +44,13 @@ class Encoder(nn.Module):
         )
         self.mid = _middle(widths[last], groups)
         self.norm_out = group_norm(widths[last], groups)
-        self.conv_out = conv3x3(widths[last], config.z_channels)
+        self.conv_out = new_conv3x3(widths[last], config.z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for block in (*self.conv_blocks, *self.mid):
             x = block(x)
-        return self.conv_out(normed_swish(self.norm_out, x))
+        return self.conv_out(normed_swish(self.norm_out, x, spent=True))
 
 
 class Decoder(nn.Module):
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups = config.widths[::-1], config.norm_groups
         last = len(widths) - 1
-        self.conv_in = conv3x3(config.z_channels, widths[0])
+        self.conv_in = new_conv3x3(config.z_channels, widths[0])
         self.mid = _middle(widths[0], groups)
         self.conv_blocks = nn.ModuleList(
             Level(
@@ -74,13 +74,13 @@ class Decoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.norm_out = group_norm(widths[last], groups)
-        self.conv_out = conv3x3(widths[last], 3)
+        self.conv_out = new_conv3x3(widths[last], 3)
 
     def forward(self, z: Tensor, around: bool = False) -> Tensor:
         x = convolve(self.conv_in, z, around)
         for block in (*self.mid, *self.conv_blocks):
             x = block(x, around)
-        return convolve(self.conv_out, normed_swish(self.norm_out, x), around)
+        return convolve(self.conv_out, normed_swish(self.norm_out, x, spent=True), around)
 
 
 class VQModel(nn.Module):

@@ -15,7 +15,8 @@ The memory bound, beyond the weights and the returned picture (12 bytes a pixel)
 - latent part: 10 * width * s bytes per latent cell, width being the coarsest level's (VQ-16 float32: 20 KiB a cell);
 - kept: at most `memory` bytes of activations;
 - strips: at most 8 tensors (9 in a picture all around) of one strip at a time, of STRIP_BYTES each, or of MIN_STRIP
-  positions across the canvas's shorter side where that is more.
+  positions across the canvas's shorter side where that is more;
+- in float32 on a CPU: the weights of 3x3 convolutions four times, and about 1 MiB a thread (kernels/conv3x3.py).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@
             }                                                                                                       \
         }                                                                                                           \
     }                                                                                                               \
-    VECTORISED static void scale_and_silu_##TYPE(const TYPE *restrict x, TYPE *restrict y, long elements, long row, \
+    VECTORISED static void scale_and_silu_##TYPE(const TYPE *x, TYPE *y, long elements, long row,                   \
                                                  const float *restrict scale, const float *restrict shift) {        \
         for (long start = 0; start < elements; start += row) {                                                      \
             long count = elements - start < row ? elements - start : row;                                           \

@@ -19,3 +19,8 @@ void decode_attention(const bf16 *query, const paged_cache *cache, bf16 *out, co
     else if (level >= LEVEL_AVX512) decode_attention_avx512(query, cache, out, lanes, scale);
     else if (level == LEVEL_AVX2) decode_attention_avx2(query, cache, out, lanes, scale);
 }
+
+void conv3x3(const conv3x3_task *task) {
+    if (level >= LEVEL_AVX512) conv3x3_avx512(task);
+    else if (level == LEVEL_AVX2) conv3x3_avx2(task);
+}

@@ -143,6 +143,20 @@ static PyObject *py_group_norm_silu(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_conv3x3(PyObject *module, PyObject *arguments) {
+    const char *task;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(arguments, "y#", &task, &size)) return NULL;
+    if (size != sizeof(conv3x3_task)) {
+        PyErr_SetString(PyExc_ValueError, "the structure is not that of native.h");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    conv3x3((const conv3x3_task *)task);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"packed_linear", py_packed_linear, METH_VARARGS, "packed_linear(x, packed, y, scratch, rows, outputs, inputs)"},
     {"rope_split", py_rope_split, METH_VARARGS,
@@ -158,6 +172,7 @@ static PyMethodDef methods[] = {
     {"decode_layers", py_decode_layers, METH_VARARGS, "decode_layers(layers, step)"},
     {"group_norm_silu", py_group_norm_silu, METH_VARARGS,
      "group_norm_silu(x, weight, bias, y, in_float, positions, channels, groups, epsilon)"},
+    {"conv3x3", py_conv3x3, METH_VARARGS, "conv3x3(task)"},
     {"mask_below_top_k", py_mask_below_top_k, METH_VARARGS, "mask_below_top_k(logits, k, scratch, rows, columns)"},
     {"vector_level", py_vector_level, METH_NOARGS, "vector_level() -> the best level without AMX that can run here"},
     {"use_level", py_use_level, METH_VARARGS, "use_level(level)"},

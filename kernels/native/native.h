@@ -8,6 +8,10 @@ typedef uint16_t bf16;
 #define GROUP_NORM_CHANNELS 1024
 #define GROUP_NORM_GROUPS 64
 
+/* The most inputs and outputs that conv3x3 takes, and the outputs whose weights lie together. */
+#define CONV3X3_CHANNELS 1024
+#define CONV3X3_GROUP 16
+
 /* Instructions: ../native.py's Level. */
 enum { LEVEL_NONE, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX };
 
@@ -88,4 +92,20 @@ void decode_layers(const decode_layer *layers, long count, const decode_step *st
 /* x and y are float where in_float, else bf16. */
 void group_norm_silu(const void *x, const float *weight, const float *bias, void *y, int in_float, long positions,
                      long channels, long groups, float epsilon);
+
+/* A 3x3 convolution of one picture, channels last: see ../conv3x3.py. Every member is 8 bytes wide. */
+typedef struct {
+    const float *x;                  /* [height][width][inputs], rows row_stride numbers apart */
+    const float *weights, *bias;     /* [36][outputs / 16][inputs][16], [outputs] */
+    const float *plus;               /* NULL, or what is added to y */
+    float *y, *scratch;              /* [out_height][out_width][outputs], conv3x3.py's `scratch_numbers` */
+    long height, width, row_stride, inputs, outputs, out_height, out_width;
+    long top, left;                  /* rows above and columns before the input that the first output sees */
+    long around, doubled;            /* left and right edge are joined; each position stands for 2 x 2 */
+    long run, threads;               /* tiles in a run */
+} conv3x3_task;
+
+void conv3x3(const conv3x3_task *task);
+void conv3x3_avx512(const conv3x3_task *task);
+void conv3x3_avx2(const conv3x3_task *task);
 void mask_below_top_k(float *logits, const int64_t *k, uint32_t *scratch, long rows, long columns);

@@ -1,5 +1,5 @@
-/* The matrix product and the attention of a decode step for processors without AMX, with the vector instructions that
- * they have: x86-64-v4 (AVX-512) or x86-64-v3 (AVX2). The arithmetic is float32.
+/* The matrix product and the attention of a decode step for processors without AMX, and the convolution of a VQ decoder,
+ * with the vector instructions that they have: x86-64-v4 (AVX-512) or x86-64-v3 (AVX2). The arithmetic is float32.
  */
 #include "native.h"
 
@@ -34,6 +34,7 @@
 #include "vectors.h"
 #include "packed_linear_vectors.h"
 #include "decode_attention_vectors.h"
+#include "conv3x3_vectors.h"
 #undef NAME
 #undef KERNEL
 #undef WIDE
@@ -48,6 +49,7 @@
 #include "vectors.h"
 #include "packed_linear_vectors.h"
 #include "decode_attention_vectors.h"
+#include "conv3x3_vectors.h"
 
 int vector_level(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -60,7 +62,8 @@ int vector_level(void) { return LEVEL_NONE; }
 #define EMPTY(level)                                                                                            \
     void packed_linear_##level(const bf16 *x, const bf16 *w, bf16 *y, float *xs, long M, long N, long K) {}      \
     void decode_attention_##level(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes, \
-                                  float scale) {}
+                                  float scale) {}                                                        \
+    void conv3x3_##level(const conv3x3_task *task) {}
 EMPTY(avx512)
 EMPTY(avx2)
 #endif
