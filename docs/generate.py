@@ -56,9 +56,9 @@ Results go to stdout, everything else (progress, warnings, errors) to stderr. An
 
 CHUNKS = """## What a picture says about itself
 
-`generate` and `extend` write these text chunks into their PNG, each value as JSON; `replay` reads them back. `Software`
-names the program. The model is its folder's name and a fingerprint of its content; only `features`, if used, is a path,
-as it was given.
+`generate`, `extend` and `redraw` write these text chunks into their PNG, each value as JSON; `replay` reads them back.
+`Software` names the program. The model is its folder's name and a fingerprint of its content; only `features`, if used,
+is a path, as it was given.
 """
 
 

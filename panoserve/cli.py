@@ -192,6 +192,15 @@ def _extend(commands: Any) -> None:
     add_engine_options(parser, replay=False)
 
 
+def _redraw(commands: Any) -> None:
+    from panoserve import cli_redraw
+
+    parser = _command(commands, "redraw", cli_redraw.redraw, cli_redraw.ABOUT, cli_redraw.DETAIL)
+    cli_redraw.add_arguments(parser)
+    add_sampling(parser)
+    add_engine_options(parser, replay=False)
+
+
 def _plan(commands: Any) -> None:
     from panoserve import cli_plan
 
@@ -289,7 +298,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"panoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_generate, _extend, _endless, _batch, _replay, _plan, _serve, _info, _convert, _doctor, _bench):
+    drawing = (_generate, _extend, _redraw, _endless, _batch, _replay)
+    for add in (*drawing, _plan, _serve, _info, _convert, _doctor, _bench):
         add(commands)
     return parser
 

@@ -99,6 +99,11 @@ def generate(arguments: argparse.Namespace) -> int:
 
 def replay(arguments: argparse.Namespace) -> int:
     record = read_record(arguments.picture)
+    if record.redrawn:
+        raise InvalidRequestError(
+            f"{arguments.picture} was made by `panoserve redraw` from another picture and its mask, which it does not "
+            f"carry; run that again with them and --seed {record.seed}"
+        )
     folder = open_folder(arguments.model)
     check_same_model(record, folder, named=arguments.model is not None)
     features = Path(record.features) if record.features is not None else None

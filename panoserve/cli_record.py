@@ -52,6 +52,7 @@ class DrawRecord:
     right: int = 0
     up: int = 0
     down: int = 0
+    redrawn: bool = False  # a part of another picture (panoserve redraw), which this one does not carry
     hold: float | None = None  # drawn in two passes, with this share of the first one's codes in the middle of crops
 
     @property

@@ -39,16 +39,28 @@ Colours = NDArray[np.float32]  # [h, w, 3]
 HALF = 128  # a pixel of less opacity has its code drawn
 
 
+def opacity_of(picture: Image, mask: Image | None = None) -> Opacity | None:
+    """How much of each pixel is kept: what the picture and the mask both keep; None for an opaque picture by itself.
+
+    Raises InvalidRequestError if they are not of one size.
+    """
+    if mask is not None and mask.size != picture.size:
+        raise InvalidRequestError(
+            f"the mask is {mask.width}x{mask.height} pixels, but the picture is {picture.width}x{picture.height}; they "
+            "must be of one size",
+            "mask",
+        )
+    shown = np.array(picture.convert("RGBA").getchannel("A")) if picture.has_transparency_data else None
+    if mask is None:
+        return shown
+    cover = np.array(mask.convert("RGBA").getchannel("A"))
+    return cover if shown is None else np.minimum(cover, shown)
+
+
 def masked_work(
     pixels: Pixels, opacity: Opacity, request: PanoramaRequest, config: ModelConfig, context: str = "reuse"
 ) -> Work:
     """The work of drawing what is transparent, for a request without a size. Raises InvalidRequestError."""
-    if opacity.shape != pixels.shape[:2]:
-        raise InvalidRequestError(
-            f"the mask is {opacity.shape[1]}x{opacity.shape[0]} pixels, but the picture is "
-            f"{pixels.shape[1]}x{pixels.shape[0]}; they must be of one size",
-            "mask",
-        )
     if not (opacity < HALF).any():
         raise InvalidRequestError(
             "the mask is nowhere transparent, so there is nothing to draw; make transparent what is to be redrawn",
@@ -96,10 +108,16 @@ def check_redrawing(
 
 
 def redraw_picture(
-    engine: Engine, picture: Image, mask: Image, request: PanoramaRequest, progress: bool = True
+    engine: Engine, picture: Image, mask: Image | None, request: PanoramaRequest, progress: bool = True
 ) -> Made:
-    """Draw what `request` says where `mask`, a picture of the same size, is transparent. Raises InvalidRequestError."""
-    pixels, opacity = np.array(picture.convert("RGB")), np.array(mask.convert("RGBA").getchannel("A"))
+    """Draw what `request` says where the picture or `mask`, of the same size, is transparent (mode RGBA).
+
+    Raises InvalidRequestError.
+    """
+    opacity = opacity_of(picture, mask)
+    if opacity is None:
+        opacity = np.full((picture.height, picture.width), 255, np.uint8)
+    pixels = np.array(picture.convert("RGB"))
     work = masked_work(pixels, opacity, request, engine.config, request.context or "reuse")
     return draw_work(engine, work, progress)
 

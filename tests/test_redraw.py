@@ -24,6 +24,7 @@ from panoserve.serve.redraw import (
     edge_differences,
     enlarged,
     masked_work,
+    opacity_of,
     redraw_picture,
     spread,
 )
@@ -187,7 +188,6 @@ def test_everything_can_be_drawn_anew() -> None:
 
 BAD: list[tuple[Any, dict[str, Any], str, str | None]] = [
     (opaque(80, 48), {}, "nowhere transparent", "mask"),
-    (opaque(80, 47), {}, "the mask is 80x47 pixels, but the picture is 80x48", "mask"),
     (None, {"width": 80}, "width cannot be set", "width"),
     (None, {"given": torch.full((6, 10), -1)}, "given cannot be set", "given"),
     (None, {"loop": True}, "cannot be a loop", "loop"),
@@ -207,6 +207,30 @@ def test_what_is_wrong_is_named(opacity: Any, fields: dict[str, Any], message: s
     with pytest.raises(InvalidRequestError, match=message) as caught:
         masked_work(noise(80, 48), opacity, PanoramaRequest(**{"label": 1, **fields}), CLASS)
     assert caught.value.param == param
+
+
+def test_what_picture_and_mask_both_keep_is_kept() -> None:
+    picture = Image.new("RGB", (8, 4), (1, 2, 3))
+    mask = Image.new("RGBA", (8, 4), (0, 0, 0, 255))
+    mask.putpixel((1, 1), (0, 0, 0, 99))
+    clear = Image.new("LA", (8, 4), (7, 255))
+    clear.putpixel((2, 2), (7, 0))
+    assert opacity_of(picture) is None
+    assert np.array_equal(opacity_of(picture, picture), opaque(8, 4))  # type: ignore[arg-type]
+    opacity = opacity_of(clear, mask)
+    assert opacity is not None and opacity.dtype == np.uint8
+    expected = np.full((4, 8), 255)
+    expected[1, 1], expected[2, 2] = 99, 0
+    assert np.array_equal(opacity, expected)
+    with pytest.raises(InvalidRequestError, match="the mask is 8x3 pixels, but the picture is 8x4") as caught:
+        opacity_of(picture, mask.crop((0, 0, 8, 3)))
+    assert caught.value.param == "mask"
+
+
+def test_a_picture_without_a_hole_is_refused(tmp_path: Path) -> None:
+    engine: Any = FakeEngine(write_folder(tmp_path / "model", CLASS), context="reuse")
+    with pytest.raises(InvalidRequestError, match="nowhere transparent"):
+        redraw_picture(engine, Image.fromarray(noise(80, 48)), None, REQUEST)
 
 
 def test_from_pictures_to_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from panoserve.serve.http.checks import Field, checked_later, one_of, refused
 from panoserve.serve.http.errors import ApiError, bad_value
 from panoserve.serve.http.fields import FIELDS, ImageJob, check_crops, check_format, output_of, request_of, several
 from panoserve.serve.http.settings import MAX_EDIT_PIXELS
-from panoserve.serve.redraw import masked_work
+from panoserve.serve.redraw import masked_work, opacity_of
 from panoserve.serve.request import PanoramaRequest
 from panoserve.serve.work import Pixels, Work
 from panoserve.vq.images import read_picture
@@ -46,13 +46,7 @@ def edit_job(
     request = request_of(values, config)
     picture = read_picture(image, "image", "image", MAX_EDIT_PIXELS)
     pixels: Pixels = np.array(picture.convert("RGB"))
-    opacity = None if picture.mode == "RGB" else np.array(picture.getchannel("A"))
-    if mask is not None:
-        cover = read_picture(mask, "mask", "mask", MAX_EDIT_PIXELS)
-        if cover.size != picture.size:
-            raise bad_value("mask", f"mask is {sized(cover.size)} pixels, but image is {sized(picture.size)}")
-        shown = np.array(cover.convert("RGBA").getchannel("A"))
-        opacity = shown if opacity is None else np.minimum(shown, opacity)
+    opacity = opacity_of(picture, None if mask is None else read_picture(mask, "mask", "mask", MAX_EDIT_PIXELS))
     sides = {name: values[name] for name in SIDES if name in values}
     work = _extension(pixels, sides, opacity, request, config, context)
     if work is None:

@@ -1,0 +1,45 @@
+"""`panoserve redraw`: draw anew what a mask leaves open; serve/redraw.py says what that can and cannot do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from panoserve.cli_edit import add_subject, check_reads_pictures, edit_of, run_edit
+from panoserve.errors import InvalidRequestError
+from panoserve.vq.images import read_picture
+
+ABOUT = "draw a part of a picture anew, all other pixels stay as they are"
+DETAIL = (
+    "Say what to draw with --prompt, --label or --features. Transparent pixels are drawn: those of --mask, or without "
+    "it the picture's own. The mask is a PNG or WebP of the picture's size."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", type=Path, help="the picture to redraw a part of: PNG, JPEG or WebP")
+    parser.add_argument(
+        "--mask", type=Path, metavar="PNG", help="transparent where the picture is to be drawn anew (default: PICTURE)"
+    )
+    add_subject(parser)
+
+
+def redraw(arguments: argparse.Namespace) -> int:
+    """Check everything, draw, write, tell."""
+    from panoserve.serve.redraw import masked_work, opacity_of, redraw_picture
+
+    edit = edit_of(arguments)
+    check_reads_pictures(edit.folder)
+    picture = read_picture(arguments.picture, f"picture {arguments.picture}")
+    mask = None if arguments.mask is None else read_picture(arguments.mask, f"mask {arguments.mask}")
+    opacity = opacity_of(picture, mask)
+    if opacity is None:
+        raise InvalidRequestError(
+            f"picture {arguments.picture} is nowhere transparent, so there is nothing to draw; add --mask, a PNG of "
+            f"{picture.width}x{picture.height} pixels that is transparent (not black) where to draw"
+        )
+    pixels = np.array(picture.convert("RGB"))
+    masked_work(pixels, opacity, edit.request, edit.folder.config, edit.context)  # sooner than the engine would
+    return run_edit(edit, lambda engine: redraw_picture(engine, picture, mask, edit.request), redrawn=True)
