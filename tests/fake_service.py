@@ -81,6 +81,16 @@ class FakeClient:
             raise
 
 
+class FakeModels:
+    """What vLLM's server knows of its models."""
+
+    base_model_paths = (SimpleNamespace(name=MODEL),)
+
+    async def show_available_models(self) -> SimpleNamespace:
+        card = SimpleNamespace(id=MODEL, object="model", created=1, owned_by="vllm", max_model_len=9)
+        return SimpleNamespace(data=[card])
+
+
 def fake_app(folder: Path, client: FakeClient | None = None, **settings: Any) -> FastAPI:
     """Our routes and the page over a tiny model folder (tiny_folder.write_tiny_folder)."""
     app = FastAPI()
@@ -88,7 +98,7 @@ def fake_app(folder: Path, client: FakeClient | None = None, **settings: Any) ->
     app.include_router(page_router)
     stand_in: Any = client or FakeClient()
     app.state.panoserve = ImageService(stand_in, ModelFolder(folder), HttpSettings(**settings), MODEL)
-    app.state.openai_serving_models = SimpleNamespace(base_model_paths=[SimpleNamespace(name=MODEL)])
+    app.state.openai_serving_models = FakeModels()
     return app
 
 

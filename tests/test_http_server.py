@@ -350,6 +350,11 @@ def test_health_models_and_options(server: Server) -> None:
         assert http.get("/health").status_code == 200
         options = http.get("/v1/images/options").json()
     assert [model.id for model in server.client.models.list()] == [options["model"]]
+    retrieved = server.client.models.retrieve(options["model"])
+    assert (retrieved.id, retrieved.object, retrieved.owned_by) == (options["model"], "model", "vllm")
+    with pytest.raises(openai.NotFoundError, match="is not served here") as caught:
+        server.client.models.retrieve("gpt/image")
+    assert caught.value.code == "model_not_found"
     assert options["size"] | {"max_codes": 0} == {
         "step": TINY_CONFIG.downsample,
         "crop": CROP,

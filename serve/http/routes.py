@@ -35,7 +35,7 @@ from panoserve.serve.http.pictures import MEDIA_TYPES
 from panoserve.serve.http.runs import TRACE, TRACE_HEADERS
 from panoserve.serve.http.service import ImageService, cancelled
 from panoserve.serve.http.settings import KEEP_ALIVE_SECONDS, MAX_BODY_BYTES, STALL_SECONDS
-from panoserve.serve.http.shapes import ENDLESS, ImagesAnswer, OptionsAnswer, SteerAnswer, painted
+from panoserve.serve.http.shapes import ENDLESS, ImagesAnswer, ModelAnswer, OptionsAnswer, SteerAnswer, painted
 
 PIECE = 1 << 16  # bytes of a stream that are sent at once
 CLIENT_LEFT = 499  # nobody reads it; the access log does
@@ -163,6 +163,18 @@ async def options(request: Request) -> Response:
     """What this server can be asked for: the page builds its form from it."""
     service = service_of(request)
     return JSONResponse(options_of(service.engine.config, service.settings, service.model))
+
+
+@router.get("/v1/models/{name:path}", dependencies=[KEY], responses=answers(ModelAnswer))
+async def model(name: str, request: Request) -> Response:
+    """One of the models that vLLM's /v1/models lists, as OpenAI's clients retrieve it."""
+    try:
+        check_model(name, request)
+    except ApiError as error:
+        return error.response()
+    served = await request.app.state.openai_serving_models.show_available_models()
+    card = next(card for card in served.data if card.id == name)
+    return JSONResponse(ModelAnswer.model_validate(card, from_attributes=True).model_dump())
 
 
 @router.get("/images/{name}", response_class=Response, responses=answers(content=pictures()))

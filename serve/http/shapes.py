@@ -24,6 +24,15 @@ class ErrorAnswer(Shape):
     error: ErrorFacts
 
 
+class ModelAnswer(Shape):
+    """What OpenAI says of a model; vLLM's list says more."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
 class PictureAnswer(Shape):
     b64_json: str = ""
     url: str = ""
