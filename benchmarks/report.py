@@ -40,7 +40,16 @@ class Section:
 
 def sections() -> dict[str, Section]:
     """Every section by name. Imported late: the benchmarks' own modules import torch."""
-    from panoserve.benchmarks import batch, endless, http_load, kv_move, quality_report, startup, throughput_report
+    from panoserve.benchmarks import (
+        batch,
+        decode,
+        endless,
+        http_load,
+        kv_move,
+        quality_report,
+        startup,
+        throughput_report,
+    )
 
     throughput = "python -m panoserve.benchmarks.throughput"
 
@@ -59,6 +68,7 @@ def sections() -> dict[str, Section]:
         "startup": Section("startup", starts, "python -m panoserve.benchmarks.startup"),
         "endless": Section("endless", partial(tables, endless.tables), "python -m panoserve.benchmarks.endless"),
         "kv-move": Section("kv_move", partial(tables, kv_move.table), "python -m panoserve.benchmarks.kv_move"),
+        "decode": Section("decode", partial(tables, decode.table), "python -m panoserve.benchmarks.decode"),
         "quality": Section("quality", quality_report.quality, "python -m panoserve.benchmarks.quality"),
         "batch": Section("batch", partial(tables, batch.table), "python -m panoserve.benchmarks.batch"),
         "http": Section("http_load", partial(tables, http_load.table), "python -m panoserve.benchmarks.http_load"),

@@ -74,47 +74,57 @@ def conv3x3(
     plus: Tensor | None = None,
 ) -> Tensor:
     """`conv3x3_reference`; by the kernel for one picture in float32 on a CPU, where its channels lie together
-    (channels_last, or a part of such a picture) and are multiples of 16, and no gradient is wanted.
+    (channels_last, or a part of such a picture) and are multiples of 16, and no gradient is wanted, of weights that are
+    not trained.
     """
     outputs, inputs = weight.shape[:2]
-    if (
-        level() < Level.AVX2
-        or torch.is_grad_enabled()
-        or x.device.type != "cpu"
-        or not x.dtype == weight.dtype == bias.dtype == torch.float32
-        or len(x) != 1
-        or x.stride(1) != 1
-        or x.stride(3) != inputs
-        or inputs % GROUP
-        or outputs % GROUP
-        or max(inputs, outputs) > MAX_CHANNELS
-        or weight.is_inference()
-        or not (plus is None or plus.is_contiguous(memory_format=torch.channels_last))
-    ):
-        return conv3x3_reference(x, weight, bias, padding=padding, around=around, doubled=doubled, plus=plus)
     height, width = x.shape[2] << doubled, x.shape[3] << doubled
-    out_height, out_width = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
-    y = torch.empty(1, outputs, out_height, out_width, memory_format=torch.channels_last)
+    shape = (1, outputs, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2)
+    if not _fits(x, weight, bias, plus, shape):
+        return conv3x3_reference(x, weight, bias, padding=padding, around=around, doubled=doubled, plus=plus)
+    y = torch.empty(shape, memory_format=torch.channels_last)
     threads = torch.get_num_threads()
-    run = _tiles_in_a_run(-(-out_height // 4) * -(-out_width // 4), inputs + outputs, threads)
+    run = _tiles_in_a_run(-(-shape[2] // 4) * -(-shape[3] // 4), inputs + outputs, threads)
     scratch = torch.empty(threads * PLANES * (run * (inputs + outputs) + 2 * PLANE_GAP))
     packed = _pack_once(weight)
     task = struct.pack(
         "@6P13q",
         *(0 if tensor is None else tensor.data_ptr() for tensor in (x, packed, bias, plus, y, scratch)),
-        *(x.shape[2], x.shape[3], x.stride(2), inputs, outputs, out_height, out_width),
+        *(x.shape[2], x.shape[3], x.stride(2), inputs, outputs, *shape[2:]),
         *(*padding, around, doubled, run, threads),
     )
     native().conv3x3(task)  # type: ignore[union-attr]
     return y
 
 
+def _fits(x: Tensor, weight: Tensor, bias: Tensor, plus: Tensor | None, shape: tuple[int, ...]) -> bool:
+    """Whether the kernel can make an output of `shape` of these here."""
+    outputs, inputs = weight.shape[:2]
+    tensors = [tensor for tensor in (x, weight, bias, plus) if tensor is not None]
+    return (
+        level() >= Level.AVX2
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        and x.shape[:2] == (1, inputs)
+        and (x.stride(1), x.stride(3)) == (1, inputs)
+        and weight.shape[2:] == (3, 3)
+        and inputs % GROUP == outputs % GROUP == 0
+        and max(inputs, outputs) <= MAX_CHANNELS
+        and not weight.requires_grad  # it may change (fused optimisers do so without a word), and it is packed once
+        and not weight.is_inference()  # neither is known of these
+        and (plus is None or (plus.shape == shape and plus.is_contiguous(memory_format=torch.channels_last)))
+    )
+
+
 def pack(weight: Tensor) -> Tensor:
     """`weight` [O, C, 3, 3] transformed and in the order in which the kernel reads it: [36, O / 16, C, 16]."""
     outputs, inputs = weight.shape[:2]
-    planes = TRANSFORM @ weight.double() @ TRANSFORM.T  # [O, C, 6, 6]
-    grouped = planes.view(outputs // GROUP, GROUP, inputs, PLANES).permute(3, 0, 2, 1)
-    return grouped.float().contiguous()
+    packed = torch.empty(PLANES, outputs // GROUP, inputs, GROUP)
+    for group, part in enumerate(weight.split(GROUP)):
+        planes = TRANSFORM @ part.double() @ TRANSFORM.T  # [16, C, 6, 6]
+        packed[:, group] = planes.flatten(2).permute(2, 1, 0)
+    return packed
 
 
 def _pack_once(weight: Tensor) -> Tensor:

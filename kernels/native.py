@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 class Level(IntEnum):
-    """Instructions that the matrix product and the attention of a decode step are compiled for (native/native.h)."""
+    """Instructions that matrix products, attention and convolutions are compiled for (native/native.h)."""
 
     NONE = 0
     AVX2 = 1  # x86-64-v3

@@ -14,7 +14,8 @@ from panoserve.vq.images import read_picture
 ABOUT = "draw a part of a picture anew, all other pixels stay as they are"
 DETAIL = (
     "Say what to draw with --prompt, --label or --features. Transparent pixels are drawn: those of --mask, or without "
-    "it the picture's own. The mask is a PNG or WebP of the picture's size."
+    "it the picture's own. The mask is a PNG or WebP of the picture's size; one that keeps a single rectangle is drawn "
+    "around as `panoserve extend` does, with its defaults."
 )
 
 
@@ -28,17 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def redraw(arguments: argparse.Namespace) -> int:
     """Check everything, draw, write, tell."""
-    from panoserve.serve.redraw import masked_work, opacity_of, redraw_picture
+    from panoserve.serve.redraw import HALF, masked_work, opacity_of, redraw_picture
 
     edit = edit_of(arguments)
     check_reads_pictures(edit.folder)
     picture = read_picture(arguments.picture, f"picture {arguments.picture}")
     mask = None if arguments.mask is None else read_picture(arguments.mask, f"mask {arguments.mask}")
     opacity = opacity_of(picture, mask)
-    if opacity is None:
+    if opacity is None or (mask is None and not (opacity < HALF).any()):
         raise InvalidRequestError(
-            f"picture {arguments.picture} is nowhere transparent, so there is nothing to draw; add --mask, a PNG of "
-            f"{picture.width}x{picture.height} pixels that is transparent (not black) where to draw"
+            f"picture {arguments.picture} is nowhere (more than half) transparent, so there is nothing to draw; add "
+            f"--mask, a PNG of {picture.width}x{picture.height} pixels that is transparent (not black) where to draw"
         )
     pixels = np.array(picture.convert("RGB"))
     masked_work(pixels, opacity, edit.request, edit.folder.config, edit.context)  # sooner than the engine would

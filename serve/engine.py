@@ -95,6 +95,11 @@ class _EngineBase(ABC):
     def vllm_config(self) -> VllmConfig:
         """vLLM's configuration, as the running engine completed it."""
 
+    @property
+    def context(self) -> str:
+        """What requests are drawn with that name no context."""
+        return self._preparer.context
+
     @cached_property
     def vq(self) -> VQModel:
         """The VQ tokenizer, loaded when first used. It decodes in bfloat16 if the engine draws in bfloat16 and the

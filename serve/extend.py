@@ -106,7 +106,7 @@ def extend_picture(
     engine: Engine, picture: Image, sides: Sides, request: PanoramaRequest, progress: bool = True
 ) -> Made:
     """Draw around `picture` what `request` says, whose size is left out. Raises InvalidRequestError."""
-    resolved = check_extension(picture.size, sides, request, engine.config, request.context or "reuse")
+    resolved = check_extension(picture.size, sides, request, engine.config, request.context or engine.context)
     return draw_work(engine, Extension(np.array(picture.convert("RGB")), sides, resolved, engine.config.grid), progress)
 
 

@@ -118,7 +118,7 @@ def redraw_picture(
     if opacity is None:
         opacity = np.full((picture.height, picture.width), 255, np.uint8)
     pixels = np.array(picture.convert("RGB"))
-    work = masked_work(pixels, opacity, request, engine.config, request.context or "reuse")
+    work = masked_work(pixels, opacity, request, engine.config, request.context or engine.context)
     return draw_work(engine, work, progress)
 
 

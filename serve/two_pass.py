@@ -69,7 +69,7 @@ def draw_two_pass(
         pixels = from_pil(picture).to(engine.vq.post_quant_conv.weight.device)
         return encode_windows(engine.vq, pixels, config.grid_side)
 
-    asked = [check_two_pass(request, config, request.context or "reuse", hold) for request in requests]
+    asked = [check_two_pass(request, config, request.context or engine.context, hold) for request in requests]
     coarse = engine.generate([coarse_request(request, config) for request in asked], progress=progress)
     guided = [
         guided_request(request, config, panorama.image, encode, hold)

@@ -76,8 +76,21 @@ def test_results_as_json(run: Run) -> None:
     assert np.array(answer["drawings"]["picture"]["codes"]).shape == (6, 8)
 
 
+def test_the_context_that_was_asked_for_is_drawn_in_and_recorded(run: Run) -> None:
+    code, _, stderr = run("redraw", "clear.png", "--prompt", "hills", "--context", "recompute", "-o", "out.png")
+    assert code == 0, stderr
+    [request] = FakeEngine.started[-1]["requests"]
+    assert request.context == "recompute" == read_record(Path("out.png")).context
+
+
+def test_a_picture_that_is_hardly_transparent_is_named(run: Run) -> None:
+    Image.new("RGBA", (WIDTH, HEIGHT), (1, 2, 3, 200)).save("hazy.png")
+    code, _, stderr = run("redraw", "hazy.png", "--prompt", "hills", "-o", "out.png")
+    assert code == 2 and "picture hazy.png is nowhere (more than half) transparent" in stderr
+
+
 BAD = {
-    "no hole": (["photo.png"], "picture photo.png is nowhere transparent"),
+    "no hole": (["photo.png"], "picture photo.png is nowhere (more than half) transparent"),
     "an opaque mask": (["photo.png", "--mask", "opaque.png"], "the mask is nowhere transparent"),
     "a black mask": (["photo.png", "--mask", "black.png"], "make transparent what is to be redrawn"),
     "another size": (["photo.png", "--mask", "narrow.png"], "the mask is 60x45 pixels, but the picture is 61x45"),

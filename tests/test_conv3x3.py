@@ -17,7 +17,7 @@ from panoserve.vq.layers import ResBlock
 levels = pytest.mark.parametrize("at", [one for one in Level if Level.NONE < one <= level()], ids=lambda at: at.name)
 needs_kernel = pytest.mark.skipif(level() < Level.AVX2, reason="needs AVX2 and a C compiler at installation")
 # (inputs, outputs, height, width): one tile, broken tiles, one and several registers of outputs, VQ-16's widest
-SHAPES = [(16, 16, 4, 4), (32, 16, 1, 1), (16, 48, 9, 13), (128, 64, 24, 31), (512, 512, 3, 5)]
+SHAPES = [(16, 16, 4, 4), (32, 16, 1, 2), (16, 48, 9, 13), (128, 64, 24, 31), (512, 512, 3, 5)]
 FORMS: list[dict[str, Any]] = [
     {},
     {"around": True},
@@ -66,8 +66,8 @@ def test_the_kernel_computes_what_the_reference_does(
 def test_parts_of_a_picture_and_what_is_added(at: Level) -> None:
     """A strip of a stored activation is narrower than its rows are apart."""
     x, weight, bias = inputs(32, 16, 10, 40)
-    plus = torch.randn(1, 16, 10, 17).contiguous(memory_format=torch.channels_last)
-    for part in (x.narrow(3, 5, 17), x.narrow(3, 5, 17).narrow(2, 0, 10)):
+    for part in (x.narrow(3, 5, 17), x.narrow(3, 5, 17).narrow(2, 3, 5)):
+        plus = torch.randn(1, 16, *part.shape[2:]).contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), lowered(at):
             made = conv3x3(part, weight, bias, plus=plus)
             plain = conv3x3(part.contiguous(memory_format=torch.channels_last), weight, bias)
@@ -91,6 +91,7 @@ def test_neither_threads_nor_runs_change_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_kernel
+@torch.no_grad()
 def test_weights_that_change_are_packed_again_and_forgotten_with_their_owner() -> None:
     conv = nn.Conv2d(16, 16, 3).requires_grad_(False)
     x, _, _ = inputs(16, 16, 8, 8)
@@ -117,23 +118,56 @@ def test_scratch_is_bounded_and_threads_have_equal_shares(channels: int, threads
         assert turns * run < tiles / threads + turns  # no thread works on more than its share, rounded up
 
 
-@pytest.mark.parametrize(
-    "case", ["float64", "bfloat16", "two pictures", "channels first", "gradient", "odd width", "too wide", "odd sum"]
-)
+CASES = [
+    "float64", "bfloat16", "two pictures", "channels first", "some of the channels", "gradient", "odd width",
+    "too wide", "larger", "trained", "made for inference", "autocast", "a sum in rows", "a sum of halves",
+    "a smaller sum",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_twin_runs_where_the_kernel_cannot(case: str) -> None:
-    x, weight, bias = inputs(MAX_CHANNELS + 16 if case == "too wide" else 24 if case == "odd width" else 16, 16, 4, 5)
-    plus = None
+    x, weight, bias = inputs({"too wide": MAX_CHANNELS + 16, "odd width": 24}.get(case, 16), 16, 4, 5)
+    plus = torch.ones(1, 16, 4, 5).contiguous(memory_format=torch.channels_last)
     if case in ("float64", "bfloat16"):
-        x, weight, bias = (one.to(getattr(torch, case)) for one in (x, weight, bias))
+        x, weight, bias, plus = (one.to(getattr(torch, case)) for one in (x, weight, bias, plus))
     elif case == "two pictures":
         x = torch.cat([x, 2 * x + 1])
     elif case == "channels first":
         x = x.contiguous()
-    elif case == "odd sum":
-        plus = torch.ones(1, 16, 4, 5)
-    with torch.set_grad_enabled(case == "gradient"):
+    elif case == "some of the channels":
+        x = torch.cat([x, x], dim=1).contiguous(memory_format=torch.channels_last)[:, :16]
+    elif case == "larger":
+        weight, plus = torch.randn(16, 16, 5, 5), plus[:, :, 1:3, 1:4]
+    elif case == "trained":
+        weight.requires_grad_(True)
+    elif case == "made for inference":
+        with torch.inference_mode():
+            weight = weight.clone()
+    elif case == "a sum in rows":
+        plus = plus.contiguous()
+    elif case == "a sum of halves":
+        plus = plus.bfloat16()
+    elif case == "a smaller sum":
+        plus = plus[:, :, :1]
+    with torch.set_grad_enabled(case == "gradient"), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         made = conv3x3(x, weight, bias, plus=plus)
         assert torch.equal(made, conv3x3_reference(x, weight, bias, plus=plus))
+
+
+def test_a_fused_step_of_training_is_seen() -> None:
+    """It changes weights without a change of their version."""
+    conv = nn.Conv2d(16, 16, 3)
+    x, _, _ = inputs(16, 16, 8, 8)
+    optimizer = torch.optim.Adam(conv.parameters(), lr=1.0, fused=True)
+    with torch.no_grad():
+        conv3x3(x, conv.weight, conv.bias)  # type: ignore[arg-type]
+    conv(x).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        made = conv3x3(x, conv.weight, conv.bias)  # type: ignore[arg-type]
+        expected = conv3x3_reference(x, conv.weight, conv.bias)  # type: ignore[arg-type]
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_blocks_still_learn() -> None:

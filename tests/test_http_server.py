@@ -355,6 +355,8 @@ def test_health_models_and_options(server: Server) -> None:
     with pytest.raises(openai.NotFoundError, match="is not served here") as caught:
         server.client.models.retrieve("gpt/image")
     assert caught.value.code == "model_not_found"
+    with server.http() as http:
+        assert http.get("/v1/models/").headers["location"] == "/v1/models"
     assert options["size"] | {"max_codes": 0} == {
         "step": TINY_CONFIG.downsample,
         "crop": CROP,

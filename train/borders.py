@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoserve.train.files import Progress, load_state, save_state
+from panoserve.train.precision import mixed
 from panoserve.train.render import HEIGHT, SceneStore
 from panoserve.train.tokenizer import cosine_rate, load_tokenizer, reconstruction_loss, speed_up_norms
 from panoserve.train.workers import average_gradients, run_workers
@@ -55,7 +56,7 @@ def decoder_parameters(model: VQModel) -> list[nn.Parameter]:
 
 def border_step(model: VQModel, images: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """One step on pictures [B, 3, H, W] in [-1, 1]; returns the losses."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         with torch.no_grad():
             codes = model.encode(images)
         made = model.decode(codes).float()

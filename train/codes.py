@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from panoserve.train.files import write_whole
+from panoserve.train.precision import mixed
 from panoserve.train.render import HEIGHT, SCENES_A_SHARD, WIDTH, SceneStore, to_images
 from panoserve.train.tokenizer import load_tokenizer
 from panoserve.train.workers import run_workers, world
@@ -25,19 +26,24 @@ from panoserve.vq.model import VQModel
 
 def encode_picture(model: VQModel, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """Codes [H / 8, W / 8] of a picture [H, W, 3]."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed():
         return model.encode(to_images(pixels[None].copy()))[0].numpy().astype(np.uint16)
+
+
+def encoded_window(pixels: NDArray[np.uint8], scene: int, side: int) -> NDArray[np.uint8]:
+    """What of scene number `scene`, pixels and margin [240, 960, 3], is encoded: [240, 960 - side, 3], shifted by less
+    than one code of `side` pixels, perhaps mirrored.
+    """
+    rng = np.random.default_rng([5, scene])
+    shift = int(rng.integers(side))
+    window = pixels[:, shift : shift + WIDTH - side]
+    return window[:, ::-1] if rng.random() < 0.5 else window
 
 
 def encode_scene(model: VQModel, pixels: NDArray[np.uint8], scene: int) -> NDArray[np.uint16]:
     """The codes [24, columns] of scene number `scene`, pixels and margin [240, 960, 3]."""
     side = model.config.downsample
-    rng = np.random.default_rng([5, scene])
-    shift = int(rng.integers(side))
-    window = pixels[:, shift : shift + WIDTH - side]
-    if rng.random() < 0.5:
-        window = window[:, ::-1]
-    return encode_picture(model, window)[: HEIGHT // side]
+    return encode_picture(model, encoded_window(pixels, scene, side))[: HEIGHT // side]
 
 
 def encode_shard(model: VQModel, store: SceneStore, shard: int) -> NDArray[np.uint16]:

@@ -1,4 +1,4 @@
-"""Stage 9: write the model folder that everything else reads.
+"""Stage 10: write the model folder that everything else reads.
 
 python -m panoserve.train.export WORK_DIR MODEL_DIR
 """
@@ -55,7 +55,7 @@ def main() -> None:
     for name, kind in (("guidance", float), ("temperature", float), ("top-k", int), ("top-p", float)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(MINI.sampling, name.replace("-", "_")))
     args = parser.parse_args()
-    states = {"borders": load_state(args.work / "borders" / "state.pt"), "transformer": trained(args.work)}
+    states = {"sharpening": load_state(args.work / "sharpening" / "state.pt"), "transformer": trained(args.work)}
     for part, state in states.items():
         if state is None:
             raise SystemExit(
@@ -69,7 +69,7 @@ def main() -> None:
         replace(MINI, sampling=sampling),
         trainer.model.state_dict(),
         MINI_VQ,
-        states["borders"]["model"],  # type: ignore[index]
+        states["sharpening"]["model"],  # type: ignore[index]
         trainer.encoder,
         trainer.tokenizer,
     )

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from panoserve.train.files import Progress, load_state, save_state
 from panoserve.train.muon import Muon
+from panoserve.train.precision import mixed
 from panoserve.train.render import SceneStore
 from panoserve.train.workers import average_gradients, gather_rows, run_workers, share, total
 from panoserve.vq.config import VQConfig
@@ -153,7 +154,7 @@ class TokenizerTrainer:
         continuous = self.step < r.continuous_steps
         if self.step == r.continuous_steps and self.recent:
             start_codebook(self.model, gather_rows(torch.cat(self.recent)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             if continuous:
                 made, latents = continuous_forward(self.model, images)
                 code_loss = torch.zeros(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ def convolve(conv: nn.Conv2d, x: Tensor, around: bool, plus: Tensor | None = Non
 
 def normed_swish(norm: nn.GroupNorm, x: Tensor, spent: bool = False) -> Tensor:
     """What stands before a convolution: x [B, C, H, W] normalised, then swish; in its place where it is `spent`."""
+    if torch.is_grad_enabled():
+        return F.silu(norm(x))  # training has norms of its own (train/tokenizer.py)
     return group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps, spent=spent)
 
 

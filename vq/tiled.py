@@ -16,7 +16,7 @@ The memory bound, beyond the weights and the returned picture (12 bytes a pixel)
 - kept: at most `memory` bytes of activations;
 - strips: at most 8 tensors (9 in a picture all around) of one strip at a time, of STRIP_BYTES each, or of MIN_STRIP
   positions across the canvas's shorter side where that is more;
-- in float32 on a CPU: the weights of 3x3 convolutions four times, and about 1 MiB a thread (kernels/conv3x3.py).
+- in float32 on a CPU: the weights of 3x3 convolutions four times, and at most 2 MiB a thread (kernels/conv3x3.py).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ typedef struct {
     const float *x;                  /* [height][width][inputs], rows row_stride numbers apart */
     const float *weights, *bias;     /* [36][outputs / 16][inputs][16], [outputs] */
     const float *plus;               /* NULL, or what is added to y */
-    float *y, *scratch;              /* [out_height][out_width][outputs], conv3x3.py's `scratch_numbers` */
+    float *y, *scratch;              /* [out_height][out_width][outputs], [threads][36 * (run * (inputs + outputs) + 32)] */
     long height, width, row_stride, inputs, outputs, out_height, out_width;
     long top, left;                  /* rows above and columns before the input that the first output sees */
     long around, doubled;            /* left and right edge are joined; each position stands for 2 x 2 */

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Message, Send
 
 from panoserve.serve.http.edits import EDIT_FIELDS, edit_job
@@ -168,6 +168,8 @@ async def options(request: Request) -> Response:
 @router.get("/v1/models/{name:path}", dependencies=[KEY], responses=answers(ModelAnswer))
 async def model(name: str, request: Request) -> Response:
     """One of the models that vLLM's /v1/models lists, as OpenAI's clients retrieve it."""
+    if not name:
+        return RedirectResponse("/v1/models")
     try:
         check_model(name, request)
     except ApiError as error:
