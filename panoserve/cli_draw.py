@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One drawing: what, with which model and engine settings, and where the results go."""
+class Errand:
+    """What to draw, with which model and engine settings."""
 
     request: PanoramaRequest
     features: Path | None  # where the request's features came from
@@ -48,10 +48,27 @@ class Job:
     context: str
     dtype: str
     kv_cache_gib: float | None
-    output: Path | None
-    codes: Path | None
     json: bool
     verbose: bool
+
+
+def settings_of(arguments: argparse.Namespace, record: DrawRecord | None = None) -> dict[str, Any]:
+    """The engine settings of an errand: the command line's, and what it leaves open as the record has it."""
+    return {
+        "context": arguments.context or (record and record.context),
+        "dtype": arguments.dtype or (record and record.dtype),
+        "kv_cache_gib": arguments.kv_cache_gib,
+        "json": arguments.json,
+        "verbose": arguments.verbose,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Errand):
+    """One panorama, and where the results go."""
+
+    output: Path | None
+    codes: Path | None
     hold: float | None = None  # drawn in two passes, with this share of the first one's codes (serve/two_pass.py)
 
     @property
@@ -85,13 +102,9 @@ def generate(arguments: argparse.Namespace) -> int:
             request=request_of(values, arguments.features),
             features=arguments.features,
             folder=folder,
-            context=arguments.context,
-            dtype=arguments.dtype,
-            kv_cache_gib=arguments.kv_cache_gib,
+            **settings_of(arguments),
             output=arguments.output,
             codes=arguments.codes,
-            json=arguments.json,
-            verbose=arguments.verbose,
             hold=(HOLD if arguments.hold is None else arguments.hold) if arguments.two_pass else None,
         )
     )
@@ -119,13 +132,9 @@ def replay(arguments: argparse.Namespace) -> int:
             request=request_of(values, features),
             features=features,
             folder=folder,
-            context=arguments.context or record.context,
-            dtype=arguments.dtype or record.dtype,
-            kv_cache_gib=arguments.kv_cache_gib,
+            **settings_of(arguments, record),
             output=arguments.output or arguments.picture.with_name(f"{arguments.picture.stem}-again.png"),
             codes=None,
-            json=arguments.json,
-            verbose=arguments.verbose,
             hold=record.hold,
         )
     )

@@ -9,31 +9,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from panoserve.cli_draw import SAMPLING, quiet_engine, record_of, request_of, warn
+from panoserve.cli_draw import SAMPLING, Errand, quiet_engine, record_of, request_of, settings_of, warn
 from panoserve.cli_files import check_output, fingerprint_model
 from panoserve.cli_model import open_folder
 from panoserve.cli_record import DrawRecord, write_png
 from panoserve.errors import ModelFolderError
 
 if TYPE_CHECKING:
-    from panoserve import Engine, PanoramaRequest
+    from panoserve import Engine
     from panoserve.serve.folder import ModelFolder
     from panoserve.serve.work import Made
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
-    """One edit of a picture: what to draw, with which model and engine settings, and where the result goes."""
+class Edit(Errand):
+    """One edit of a picture, and where the result goes."""
 
-    request: PanoramaRequest
-    features: Path | None  # where the request's features came from
-    folder: ModelFolder
-    context: str
-    dtype: str
-    kv_cache_gib: float | None
     output: Path
-    json: bool
-    verbose: bool
 
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +46,8 @@ def edit_of(arguments: argparse.Namespace) -> Edit:
         request=request_of(values, arguments.features),
         features=arguments.features,
         folder=open_folder(arguments.model),
-        context=arguments.context,
-        dtype=arguments.dtype,
-        kv_cache_gib=arguments.kv_cache_gib,
+        **settings_of(arguments),
         output=arguments.output,
-        json=arguments.json,
-        verbose=arguments.verbose,
     )
 
 

@@ -106,8 +106,8 @@ def endless(arguments: argparse.Namespace) -> int:
         raise InvalidRequestError(f"output {output} is not empty; name another folder, or go on in it with --resume")
     run = _resumed(arguments) if arguments.resume else _new(arguments)
     job = Job(
-        run.request, run.features, run.folder, run.context, run.dtype, arguments.kv_cache_gib, output, None,
-        arguments.json, arguments.verbose,
+        run.request, run.features, run.folder, run.context, run.dtype, arguments.kv_cache_gib, arguments.json,
+        arguments.verbose, output, codes=None,
     )  # fmt: skip
     check_folder(job)
     Frontier(run.request, run.folder.config, run.context, **run.options())  # raises what the engine would, but sooner

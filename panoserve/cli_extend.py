@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from panoserve.cli_draw import SAMPLING, request_of, warn
+from panoserve.cli_draw import SAMPLING, request_of, settings_of, warn
 from panoserve.cli_edit import Edit, add_subject, check_reads_pictures, edit_of, run_edit
 from panoserve.cli_files import check_output, load_picture
 from panoserve.errors import InvalidRequestError
@@ -73,12 +73,8 @@ def replay(arguments: argparse.Namespace, record: DrawRecord, folder: ModelFolde
         request=request_of(values, features),
         features=features,
         folder=folder,
-        context=arguments.context or record.context,
-        dtype=arguments.dtype or record.dtype,
-        kv_cache_gib=arguments.kv_cache_gib,
+        **settings_of(arguments, record),
         output=output,
-        json=arguments.json,
-        verbose=arguments.verbose,
     )
     return _run(edit, picture.crop(box), sides)
 

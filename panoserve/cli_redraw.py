@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from panoserve.cli_edit import add_subject, check_reads_pictures, edit_of, run_edit
 from panoserve.errors import InvalidRequestError
-from panoserve.vq.images import read_picture
 
 ABOUT = "draw a part of a picture anew, all other pixels stay as they are"
 DETAIL = (
@@ -29,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def redraw(arguments: argparse.Namespace) -> int:
     """Check everything, draw, write, tell."""
+    import numpy as np
+
     from panoserve.serve.redraw import HALF, masked_work, opacity_of, redraw_picture
+    from panoserve.vq.images import read_picture
 
     edit = edit_of(arguments)
     check_reads_pictures(edit.folder)
