@@ -2,8 +2,9 @@
 
 A finished job is a picture `ID.png` and a sidecar `ID.json`. The sidecar is written last, and both appear whole, so the
 folder itself is the record of what remains. A job that cannot be drawn leaves `ID.error.json` instead. Jobs are drawn
-longest first, because a long panorama that starts last would finish alone; pictures are decoded and written by a
-thread while the engine draws on.
+longest first, because a long panorama that starts last would finish alone; a thread writes pictures while the engine
+draws on. On a GPU it also decodes them; on a CPU that is done between two steps, since beside a step it would take
+the cores in turns with it, and each waits for the other's threads (figures in docs/log.md).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from panoserve.serve.folder import ModelFolder
     from panoserve.serve.request import Panorama
 
-DECODES_AHEAD = 4  # drawn panoramas that may wait for the decoder
+WRITES_AHEAD = 4  # drawn panoramas that may wait for the thread that writes them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -205,33 +206,47 @@ def draw_batch(
 
     `advance` is told how many codes more are drawn. Whatever ends the loop, what is drawn by then is written.
     """
-    _ = engine.vq  # sooner than after the first drawing, if it cannot be loaded
+    # Asked for sooner than after the first drawing, if it cannot be loaded.
+    between_steps = engine.vq.post_quant_conv.weight.device.type == "cpu"
     begun = time.perf_counter()
     writing: deque[tuple[Task, Future[None]]] = deque()
+
+    def failed(task: Task, error: Exception) -> None:
+        ledger.write_failed(task.job.number, task.job.id, str(error) or type(error).__name__)
+        report.failed += 1
 
     def settle() -> None:
         task, future = writing.popleft()
         try:
             future.result()
         except Exception as error:  # of this picture alone
-            ledger.write_failed(task.job.number, task.job.id, str(error) or type(error).__name__)
-            report.failed += 1
+            failed(task, error)
         else:
             report.done += 1
 
-    def write(task: Task, panorama: Panorama) -> None:
-        ledger.write_done(task, dataclasses.replace(panorama, image=engine.picture(panorama)))
+    def decoded(panorama: Panorama) -> Panorama:
+        return dataclasses.replace(panorama, image=engine.picture(panorama))
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
+    def write(task: Task, panorama: Panorama) -> None:
+        ledger.write_done(task, decoded(panorama) if panorama.image is None else panorama)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as pool:
         try:
             for index, result in engine.draw((task.job.request for task in tasks), advance):
                 task = tasks[index]
                 if isinstance(result, PanoserveError):
-                    ledger.write_failed(task.job.number, task.job.id, str(result))
-                    report.failed += 1
-                else:
+                    failed(task, result)
+                    continue
+                try:
+                    panorama = decoded(result) if between_steps else result
+                except Exception as error:  # of this picture alone
+                    failed(task, error)
+                    continue
+                except BaseException:  # interrupted: the other thread decodes it
                     writing.append((task, pool.submit(write, task, result)))
-                while len(writing) > DECODES_AHEAD:
+                    raise
+                writing.append((task, pool.submit(write, task, panorama)))
+                while len(writing) > WRITES_AHEAD:
                     settle()
         finally:
             while writing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +30,10 @@ class Interrupted(Exception):
 class StandIn:
     """Has of an Engine what a batch needs; draws noise from the seed, fails on demand, notes what it was asked."""
 
-    vq = None  # is loaded, if it can be, before anything is drawn
-
-    def __init__(self, fail: tuple[int, ...] = (), stop_after: int | None = None) -> None:
+    def __init__(self, fail: tuple[int, ...] = (), stop_after: int | None = None, device: str = "cpu") -> None:
         self.fail, self.stop_after, self.order = fail, stop_after, list[int]()
+        weight = SimpleNamespace(device=torch.device(device))
+        self.vq = SimpleNamespace(post_quant_conv=SimpleNamespace(weight=weight))
 
     def draw(
         self, requests: Iterable[PanoramaRequest], advance: Callable[[int], Any]
@@ -158,14 +159,44 @@ def test_a_picture_that_cannot_be_written_fails_its_job_only(settings: Settings,
     assert (out / "job.2.error.json").exists() and not (out / "job.2.json").exists()
 
 
-def test_whatever_goes_wrong_with_a_picture_is_its_jobs_alone(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_who_decodes(device: str, settings: Settings, tmp_path: Path) -> None:
+    """The thread that draws on a CPU, the one that writes on a GPU."""
+
+    class Notes(StandIn):
+        def picture(self, panorama: Panorama) -> Image.Image:
+            threads.add(threading.current_thread() is threading.main_thread())
+            return super().picture(panorama)
+
+    threads: set[bool] = set()
+    assert run(Notes(device=device), jobs_of(3), settings, tmp_path / "out").done == 3
+    assert threads == {device == "cpu"}
+
+
+def test_what_is_being_decoded_when_a_run_is_interrupted_is_written(settings: Settings, tmp_path: Path) -> None:
+    class Stops(StandIn):
+        stopped = False
+
+        def picture(self, panorama: Panorama) -> Image.Image:
+            if len(self.order) == 2 and not self.stopped:
+                self.stopped = True
+                raise KeyboardInterrupt
+            return super().picture(panorama)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stops(), jobs_of(4), settings, tmp_path / "out")
+    assert len(pictures(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_whatever_goes_wrong_with_a_picture_is_its_jobs_alone(device: str, settings: Settings, tmp_path: Path) -> None:
     class Breaks(StandIn):
         def picture(self, panorama: Panorama) -> Any:
             if panorama.request.seed == self.order[0]:
                 raise ValueError("the picture holds NaN")
             return super().picture(panorama)
 
-    report = run(Breaks(), jobs_of(3), settings, tmp_path / "out")
+    report = run(Breaks(device=device), jobs_of(3), settings, tmp_path / "out")
     assert (report.done, report.failed) == (2, 1)
     [error] = (tmp_path / "out").glob("*.error.json")
     assert "NaN" in error.read_text()

@@ -15,7 +15,7 @@ from panoserve.train import sharpening
 from panoserve.train.codes import encode_scene
 from panoserve.train.files import load_state, save_state
 from panoserve.train.render import HEIGHT, MARGIN, SCENES_A_SHARD, WIDTH
-from panoserve.train.sharpening import PENALTY_EVERY, WARM_UP, CodedScenes, Critic, Sharpener, duel, train
+from panoserve.train.sharpening import PENALTY_EVERY, WARM_UP, CodedScenes, Critic, Sharpener, code_grid, duel, train
 from panoserve.train.tokenizer import MINI_VQ
 from panoserve.vq.config import VQConfig
 from panoserve.vq.model import VQModel
@@ -36,6 +36,33 @@ def some_batch(trainer: Sharpener) -> tuple[Tensor, Tensor]:
     images = ((torch.arange(32) // 4) % 2 * 2.0 - 1).expand(2, 3, 32, 32).contiguous()
     with torch.no_grad():
         return trainer.model.encode(images), images
+
+
+def test_a_grid_of_codes_is_told_from_edges_anywhere() -> None:
+    """Stairs as wide as a code have all their steps at its last place; edges of many places cancel."""
+    side, size = 4, 96
+    stairs = (torch.arange(size) // side * side / 10.0).expand(2, 3, size, size)
+    along, across = code_grid(stairs, side)
+    assert along.argmax() == side - 1 and along[-1] > 1 and (along[:-1] < 0).all() and across.abs().max() == 0
+    assert torch.equal(code_grid(stairs.transpose(-1, -2), side), torch.stack([across, along]))
+    generator = torch.Generator().manual_seed(0)
+    assert code_grid(torch.rand(4, 3, size, size, generator=generator), side).abs().max() < 0.05
+
+
+def test_a_grid_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharpening, "CRITIC_SHARE", 0.0)
+    monkeypatch.setattr(sharpening, "AREA", 2)
+    grids = []
+    for price in (0.0, 30.0):
+        monkeypatch.setattr(sharpening, "PRICE", price)
+        trainer = sharpener()
+        codes, images = some_batch(trainer)
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = 3e-3
+        for _ in range(15):
+            trainer._teach_decoder(trainer.model.decode(codes), images)
+        grids.append(code_grid(trainer.model.decode(codes).detach(), 2).abs().sum())
+    assert grids[1] < 0.7 * grids[0]
 
 
 def test_a_duel_is_even_between_equals() -> None:

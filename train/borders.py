@@ -31,6 +31,15 @@ PRICE = 15.0
 AREA = 6  # codes: sides of the areas in which places are compared, so that a rough area does not hide a smooth one
 
 
+def steps_by_place(pictures: Tensor, side: int, area: int) -> Tensor:
+    """Mean absolute steps from pixel to pixel along the rows of pictures [B, C, H, W], by place within a code of `side`
+    pixels: [B, h, w, side] for areas of area x area codes. What does not fill one is left out.
+    """
+    step = F.pad(pictures.diff(dim=-1).abs().mean(1), (0, 1))  # [B, H, W]
+    areas = step.unfold(1, area * side, area * side).unfold(2, area * side, area * side)[:, :, :-1]  # no padding
+    return areas.unflatten(-1, (area, side)).mean((-3, -2))
+
+
 def unevenness(pictures: Tensor, side: int) -> Tensor:
     """How much the mean step from pixel to pixel depends on its place within a code of `side` pixels.
 
@@ -38,9 +47,7 @@ def unevenness(pictures: Tensor, side: int) -> Tensor:
     """
     uneven = pictures.new_zeros(())
     for along in (pictures, pictures.transpose(-1, -2)):
-        step = F.pad(along.diff(dim=-1).abs().mean(1), (0, 1))  # [B, H, W]
-        areas = step.unfold(1, AREA * side, AREA * side).unfold(2, AREA * side, AREA * side)[:, :, :-1]  # no padding
-        place = areas.unflatten(-1, (AREA, side)).mean((-3, -2))  # [B, areas, areas, side]
+        place = steps_by_place(along, side, AREA)
         uneven = uneven + (place - place.mean(-1, keepdim=True)).abs().mean()
     return uneven
 

@@ -2,9 +2,10 @@
 
 Trained for the mean error, a decoder paints what its codes leave open as the mean of all that it could be: soft. Here
 the decoder, and nothing else, is trained on against a critic that compares its pictures, patch by patch, with the
-scenes themselves. Codes keep their meaning, so the transformer need not know.
+scenes themselves. The critic does not mind that steps are larger at the borders of codes, which is what one sees of
+borders between crops (borders.py), so that has a price. Codes keep their meaning: the transformer need not know.
 
-python -m panoserve.train.sharpening WORK_DIR [--steps 3000] [--workers 2]
+python -m panoserve.train.sharpening WORK_DIR [--steps 2000] [--workers 2]
 
 Starts from the *borders* stage and reads the scenes and their codes; resumes from WORK_DIR/sharpening/state.pt.
 """
@@ -21,18 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoserve.train.borders import decoder_parameters
+from panoserve.train.borders import AREA, decoder_parameters, steps_by_place
 from panoserve.train.codes import encoded_window
 from panoserve.train.files import Progress, load_state, save_state
 from panoserve.train.precision import mixed
 from panoserve.train.render import HEIGHT, SCENES_A_SHARD, SceneStore, to_images
 from panoserve.train.tokenizer import MINI_VQ, cosine_rate, reconstruction_loss, speed_up_norms
-from panoserve.train.workers import average_gradients, run_workers
+from panoserve.train.workers import average_gradients, run_workers, total, world
 from panoserve.vq.model import VQModel
 
 WINDOWS = 4  # of HEIGHT x HEIGHT pixels a step and process
 DECODER_RATE, CRITIC_RATE, WARM_UP = 3e-4, 8e-4, 50
 CRITIC_SHARE = 0.4  # the length of the critic's gradient in the picture over that of the error's
+PRICE, GRID_RATE = 1.0, 0.05  # on the running mean of the grid of codes, and its rate: a single batch has edges in it
 PENALTY, PENALTY_EVERY = 0.05, 8  # R1 of a patch's score, on every eighth step
 LEAK = 0.2  # of the critic's units
 AVERAGE = 0.995  # of the decoder's weights over the steps, which is what is exported
@@ -64,6 +66,19 @@ class Critic(nn.Module):
         return self.score(x)
 
 
+def code_grid(pictures: Tensor, side: int) -> Tensor:
+    """How much larger the mean step from pixel to pixel is at each place within a code of `side` pixels than at all of
+    them, as a share, over pictures [B, C, H, W]: [2, side], along the rows and along the columns.
+
+    0 on average where no place is unlike another; single edges stand anywhere, and cancel over many pictures.
+    """
+    grids = []
+    for along in (pictures, pictures.transpose(-1, -2)):
+        place = steps_by_place(along, side, AREA).mean((0, 1, 2))
+        grids.append((place - place.mean()) / (place.mean() + 1e-6))
+    return torch.stack(grids)
+
+
 def duel(first: Tensor, second: Tensor) -> Tensor:
     """The price of the scores `first` not being above the scores `second` of the same places."""
     return F.softplus(second - first).mean()
@@ -75,6 +90,7 @@ class Sharpener:
     def __init__(self, model: VQModel, steps: int) -> None:
         self.model, self.steps, self.step = model, steps, 0
         speed_up_norms(model)
+        self.grid = torch.zeros(2, model.config.downsample)  # the running mean of code_grid
         self.critic = Critic().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.free = decoder_parameters(model)
         self.averaged = copy.deepcopy(self.free)
@@ -116,15 +132,23 @@ class Sharpener:
         picture = made.detach().float().requires_grad_(True)
         error = reconstruction_loss(picture, images)
         (to_scene,) = torch.autograd.grad(error, picture)
+        grid = code_grid(picture, self.model.config.downsample)
+        self.grid = self.grid.lerp(total(grid.detach().clone()) / world(), GRID_RATE)
+        (to_even,) = torch.autograd.grad(PRICE * (self.grid * grid).sum(), picture)
         with mixed():
             with torch.no_grad():
                 real = self.critic(images)
             loss = duel(self.critic(picture).float(), real.float())
         (to_critic,) = torch.autograd.grad(loss, picture)
         share = CRITIC_SHARE * min(1.0, self.step / (2 * WARM_UP)) * to_scene.norm() / (to_critic.norm() + 1e-12)
-        made.backward((to_scene + share * to_critic).to(made.dtype))
+        made.backward((to_scene + to_even + share * to_critic).to(made.dtype))
         self._move(self.optimizer, self.free)
-        return {"error": error.item(), "decoder": loss.item(), "l1": F.l1_loss(picture, images).item()}
+        return {
+            "error": error.item(),
+            "grid": self.grid.abs().max().item(),
+            "decoder": loss.item(),
+            "l1": F.l1_loss(picture, images).item(),
+        }
 
     def _move(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         average_gradients(parameters)
@@ -143,6 +167,7 @@ class Sharpener:
             "model": self.exported(),
             "decoder": [parameter.detach() for parameter in self.free],
             "critic": self.critic.state_dict(),
+            "grid": self.grid,
             "optimizers": [self.optimizer.state_dict(), self.critic_optimizer.state_dict()],
             "step": self.step,
         }
@@ -154,6 +179,7 @@ class Sharpener:
             mean.copy_(parameter)
             parameter.copy_(value)
         self.critic.load_state_dict(state["critic"])
+        self.grid = state["grid"].clone()
         for optimizer, saved in zip((self.optimizer, self.critic_optimizer), state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
@@ -220,7 +246,7 @@ def train(rank: int, work: Path, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="teach the decoder to draw edges")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     args = parser.parse_args()
     run_workers(train, args.workers, args.work, args.steps)
