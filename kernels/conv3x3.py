@@ -1,4 +1,4 @@
-"""A 3x3 convolution of one picture on a CPU, which is nine tenths of a VQ decode, by Winograd's minimal filtering.
+"""A 3x3 convolution of one picture on a CPU, which is most of a VQ decode, by Winograd's minimal filtering.
 
 Winograd, "Arithmetic complexity of computations" (1980); Lavin and Gray, "Fast algorithms for convolutional neural
 networks" (2015), F(4x4, 3x3): a tile of 4 x 4 outputs needs 36 products for each pair of channels where the sums

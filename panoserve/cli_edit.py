@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from panoserve.cli_draw import SAMPLING, Errand, quiet_engine, record_of, request_of, settings_of, warn
 from panoserve.cli_files import check_output, fingerprint_model
 from panoserve.cli_model import open_folder
+from panoserve.cli_options import add_subject
 from panoserve.cli_record import DrawRecord, write_png
 from panoserve.errors import ModelFolderError
 
@@ -28,13 +29,9 @@ class Edit(Errand):
     output: Path
 
 
-def add_subject(parser: argparse.ArgumentParser) -> None:
+def add_edit(parser: argparse.ArgumentParser) -> None:
     """What is drawn, and the file that it is written to."""
-    parser.add_argument("--prompt", help="what to draw, for a model with a text encoder")
-    parser.add_argument("--label", type=int, metavar="N", help="class to draw, for a class-conditional model")
-    parser.add_argument(
-        "--features", type=Path, metavar="FILE", help=".npy or .safetensors with caption features [n, caption_dim]"
-    )
+    add_subject(parser, positional=False)
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", required=True, help="the picture to write")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from panoserve.cli_draw import SAMPLING, request_of, settings_of, warn
-from panoserve.cli_edit import Edit, add_subject, check_reads_pictures, edit_of, run_edit
+from panoserve.cli_edit import Edit, add_edit, check_reads_pictures, edit_of, run_edit
 from panoserve.cli_files import check_output, load_picture
 from panoserve.errors import InvalidRequestError
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scale the picture to this height first; a model continues best what is about one crop high (default: as "
         "it is)",
     )
-    add_subject(parser)
+    add_edit(parser)
 
 
 WHERE = {"left": "on its left", "right": "on its right", "up": "above it", "down": "below it"}

@@ -39,9 +39,13 @@ def gib(text: str) -> float:
     return value
 
 
-def add_subject(parser: argparse.ArgumentParser) -> None:
-    """What to draw."""
-    parser.add_argument("prompt", nargs="?", help="what to draw, for a model with a text encoder")
+def add_subject(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
+    """What to draw; the prompt is the command's positional argument, or `--prompt` where a picture is that."""
+    prompt = "what to draw, for a model with a text encoder"
+    if positional:
+        parser.add_argument("prompt", nargs="?", help=prompt)
+    else:
+        parser.add_argument("--prompt", help=prompt)
     parser.add_argument("--label", type=int, metavar="N", help="class to draw, for a class-conditional model")
     parser.add_argument(
         "--features", type=Path, metavar="FILE", help=".npy or .safetensors with caption features [n, caption_dim]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from panoserve.cli_edit import add_subject, check_reads_pictures, edit_of, run_edit
+from panoserve.cli_edit import add_edit, check_reads_pictures, edit_of, run_edit
 from panoserve.errors import InvalidRequestError
 
 ABOUT = "draw a part of a picture anew, all other pixels stay as they are"
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask", type=Path, metavar="PNG", help="transparent where the picture is to be drawn anew (default: PICTURE)"
     )
-    add_subject(parser)
+    add_edit(parser)
 
 
 def redraw(arguments: argparse.Namespace) -> int:

@@ -49,14 +49,15 @@ def check(made: Tensor, x: Tensor, weight: Tensor, bias: Tensor, **form: Any) ->
 
 
 @levels
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [(shape, form) for shape in SHAPES for form in FORMS if "padding" not in form or min(shape[2:]) >= 3],
+    ids=str,
+)
 def test_the_kernel_computes_what_the_reference_does(
     shape: tuple[int, int, int, int], form: dict[str, Any], at: Level
 ) -> None:
     x, weight, bias = inputs(*shape)
-    if "padding" in form and min(shape[2:]) < 3:
-        pytest.skip("nothing is left of so small a picture")
     with torch.no_grad(), lowered(at):
         made = conv3x3(x, weight, bias, **form)
     check(made, x, weight, bias, **form)

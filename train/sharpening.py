@@ -13,7 +13,6 @@ Starts from the *borders* stage and reads the scenes and their codes; resumes fr
 from __future__ import annotations
 
 import argparse
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ CRITIC_SHARE = 0.4  # the length of the critic's gradient in the picture over th
 PRICE, GRID_RATE = 1.0, 0.05  # on the running mean of the grid of codes, and its rate: a single batch has edges in it
 PENALTY, PENALTY_EVERY = 0.05, 8  # R1 of a patch's score, on every eighth step
 LEAK = 0.2  # of the critic's units
-AVERAGE = 0.995  # of the decoder's weights over the steps, which is what is exported
 
 
 class Critic(nn.Module):
@@ -85,7 +83,7 @@ def duel(first: Tensor, second: Tensor) -> Tensor:
 
 
 class Sharpener:
-    """Decoder, critic, their optimisers, the decoder's running average, and the step they are at."""
+    """Decoder, critic, their optimisers, the running mean of the grid, and the step they are at."""
 
     def __init__(self, model: VQModel, steps: int) -> None:
         self.model, self.steps, self.step = model, steps, 0
@@ -93,7 +91,6 @@ class Sharpener:
         self.grid = torch.zeros(2, model.config.downsample)  # the running mean of code_grid
         self.critic = Critic().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.free = decoder_parameters(model)
-        self.averaged = copy.deepcopy(self.free)
         self.optimizer, self.critic_optimizer = (
             torch.optim.Adam(parameters, betas=(0.5, 0.99), fused=True)
             for parameters in (self.free, self.critic.parameters())
@@ -109,9 +106,6 @@ class Sharpener:
         report = self._teach_critic(made.detach().float(), images)
         report |= self._teach_decoder(made, images)
         self.step += 1
-        with torch.no_grad():
-            for mean, parameter in zip(self.averaged, self.free, strict=True):
-                mean.lerp_(parameter, 1 - AVERAGE)
         return report
 
     def _teach_critic(self, made: Tensor, images: Tensor) -> dict[str, float]:
@@ -156,28 +150,17 @@ class Sharpener:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def exported(self) -> dict[str, Tensor]:
-        """The tokenizer's weights with the decoder's averaged ones."""
-        mean = {id(parameter): value for parameter, value in zip(self.free, self.averaged, strict=True)}
-        names = dict(self.model.named_parameters())
-        return {name: mean.get(id(names.get(name)), value).detach() for name, value in self.model.state_dict().items()}
-
     def state(self) -> dict[str, Any]:
         return {
-            "model": self.exported(),
-            "decoder": [parameter.detach() for parameter in self.free],
+            "model": self.model.state_dict(),
             "critic": self.critic.state_dict(),
             "grid": self.grid,
             "optimizers": [self.optimizer.state_dict(), self.critic_optimizer.state_dict()],
             "step": self.step,
         }
 
-    @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        for mean, parameter, value in zip(self.averaged, self.free, state["decoder"], strict=True):
-            mean.copy_(parameter)
-            parameter.copy_(value)
         self.critic.load_state_dict(state["critic"])
         self.grid = state["grid"].clone()
         for optimizer, saved in zip((self.optimizer, self.critic_optimizer), state["optimizers"], strict=True):

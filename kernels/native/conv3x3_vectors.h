@@ -177,5 +177,6 @@ KERNEL void NAME(conv3x3)(const conv3x3_task *task) {
     }
 }
 #undef SIDE
+#undef TILE_ROWS
 #undef PLANES
 #undef PLANE_GAP
