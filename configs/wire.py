@@ -46,10 +46,10 @@ class PanoramaArgs:
         return None if values is None else cls(**values)
 
 
-def guidance_args(scale: float, interval: int, first_code: int, top_k: int) -> dict[str, Any]:
+def guidance_args(scale: float, interval: int, first_code: int, top_k: int, top_p: float) -> dict[str, Any]:
     """extra_args of one vLLM request whose first draw is grid code `first_code`.
 
-    `interval` as in facts.md 1.8: negative guides every code, otherwise codes 0 .. interval + 1 of a crop. `top_k`:
-    what models/guidance.py masks, 0 if nothing or if vLLM does it.
+    `interval` as in facts.md 1.8: negative guides every code, otherwise codes 0 .. interval + 1 of a crop. `top_k`,
+    `top_p`: what models/guidance.py masks, 0 and 1 if nothing or if vLLM does it.
     """
-    return {GUIDANCE_KEY: [scale, interval, first_code, top_k]}
+    return {GUIDANCE_KEY: [scale, interval, first_code, top_k, top_p]}

@@ -1,9 +1,9 @@
-"""Per-request guidance scales, and the top-k mask, for the rows of a vLLM batch.
+"""Per-request guidance scales, and the top-k and top-p masks, for the rows of a vLLM batch.
 
 vLLM calls `update_state` of a logits processor before every forward pass, after it has arranged the batch, so a
 processor knows which request each row of logits belongs to (design.md 3). Ours keeps the table of scales that the
-model's compute_logits mixes the two streams with; and where kernels/top_k.py is faster than vLLM's own mask, it applies
-the top-k that the lane was given in place of vLLM's.
+model's compute_logits mixes the two streams with; and where kernels/truncation.py is faster than vLLM's own masks, it
+applies the top-k and the top-p that the lane was given in place of vLLM's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from panoserve.configs.wire import GUIDANCE_KEY
-from panoserve.kernels.top_k import mask_below_top_k
+from panoserve.kernels.truncation import mask_below_top_k, mask_below_top_p
 
 UNGUIDED = 1.0
 
@@ -30,6 +30,7 @@ class RowGuidance:
     interval: int
     first_code: int
     top_k: int  # 0 keeps every code, or leaves it to vLLM
+    top_p: float  # 1 likewise
     drawn: list[int]
 
     @property
@@ -81,30 +82,36 @@ class GuidanceProcessor(LogitsProcessor):
         self.table = guidance_table(vllm_config, device)
         self.rows: dict[int, RowGuidance] = {}
         self.top_k: torch.Tensor | None = None  # int64 [rows up to the last of ours]
+        self.top_p: torch.Tensor | None = None  # float64, likewise
 
     @staticmethod
     def _new_row(params: SamplingParams, _prompt: list[int] | None, drawn: list[int]) -> RowGuidance | None:
         values = (params.extra_args or {}).get(GUIDANCE_KEY)
         if values is None:
             return None
-        scale, interval, first_code, top_k = values
-        return RowGuidance(scale, interval, first_code, top_k, drawn)
+        scale, interval, first_code, top_k, top_p = values
+        return RowGuidance(scale, interval, first_code, top_k, top_p, drawn)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         changed = process_dict_updates(self.rows, batch_update, self._new_row)
         if changed or any(row.interval >= 0 for row in self.rows.values()):
             self.table.fill(self.rows)
         if changed:
-            kept = [0] * (max(self.rows, default=-1) + 1)
+            count = max(self.rows, default=-1) + 1
+            top_k, top_p = [0] * count, [1.0] * count
             for index, row in self.rows.items():
-                kept[index] = row.top_k
-            self.top_k = torch.tensor(kept) if any(kept) else None
+                top_k[index], top_p[index] = row.top_k, row.top_p
+            self.top_k = torch.tensor(top_k) if any(top_k) else None
+            self.top_p = torch.tensor(top_p, dtype=torch.float64) if any(p < 1 for p in top_p) else None
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [R, V] divided by the temperature, masked in place."""
         if self.top_k is not None:
             masked = logits[: len(self.top_k)]
             mask_below_top_k(masked, self.top_k[: len(masked)])
+        if self.top_p is not None:
+            masked = logits[: len(self.top_p)]
+            mask_below_top_p(masked, self.top_p[: len(masked)])
         return logits
 
     def is_argmax_invariant(self) -> bool:

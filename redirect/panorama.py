@@ -12,7 +12,7 @@ from vllm.v1.request import Request
 
 from panoserve.configs.grid import Grid
 from panoserve.configs.wire import PanoramaArgs, guidance_args
-from panoserve.kernels import top_k
+from panoserve.kernels import truncation
 from panoserve.redirect.connector import SequenceCopy
 from panoserve.redirect.layout import plan_of
 from panoserve.redirect.plan import lane_seed
@@ -97,9 +97,11 @@ class PanoramaState:
         params = self._params.clone()
         params.max_tokens = turn.samples
         params.seed = None if params.temperature == 0 else lane_seed(self.args.seed, lane.lane, self.args.origin)
-        ours = max(params.top_k, 0) if top_k.available(torch.device(current_platform.device_type)) else 0
-        params.top_k -= ours
-        params.extra_args = guidance_args(self.args.guidance, self.args.guidance_interval, drawn_from, ours)
+        top_k, top_p = 0, 1.0
+        if truncation.available(torch.device(current_platform.device_type)):
+            top_k, top_p, params.top_k, params.top_p = max(params.top_k, 0), params.top_p, 0, 1.0
+        guidance = (self.args.guidance, self.args.guidance_interval, drawn_from)
+        params.extra_args = guidance_args(*guidance, top_k, top_p)
         prompt = lane.lane.prompt
         return Request(
             request_id=lane_id(self.id, lane.lane.index),

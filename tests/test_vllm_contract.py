@@ -132,7 +132,7 @@ def test_guidance_rows_follow_the_batch() -> None:
     drawn: list[int] = []
 
     def params(scale: float, interval: int, first: int) -> SamplingParams:
-        return SamplingParams(extra_args=guidance_args(scale, interval, first, top_k=0))
+        return SamplingParams(extra_args=guidance_args(scale, interval, first, top_k=0, top_p=1.0))
 
     added = [(0, params(3.0, -1, 0), None, []), (1, params(2.0, 4, 5), None, drawn)]
     processor.update_state(BatchUpdate(batch_size=2, removed=[], added=added, moved=[]))
@@ -160,36 +160,36 @@ def test_our_top_k_draws_what_vllms_does() -> None:
     from vllm.v1.sample.sampler import Sampler
 
     from panoserve.configs.wire import guidance_args
-    from panoserve.kernels import top_k
+    from panoserve.kernels import truncation
     from panoserve.models.guidance import GuidanceProcessor
 
-    if not top_k.available(torch.device("cpu")):
+    if not truncation.available(torch.device("cpu")):
         pytest.skip("needs a C compiler at installation")
-    config = type("C", (), {"scheduler_config": type("S", (), {"max_num_seqs": 3})()})()
+    config = type("C", (), {"scheduler_config": type("S", (), {"max_num_seqs": 4})()})()
     processor = GuidanceProcessor(config, torch.device("cpu"), False)  # type: ignore[arg-type]
-    kept = [0, 5, 40]
-    params = [SamplingParams(extra_args=guidance_args(1.0, -1, 0, k)) for k in kept]
+    kept = [(0, 1.0), (5, 1.0), (40, 0.8), (0, 0.6)]
+    params = [SamplingParams(extra_args=guidance_args(1.0, -1, 0, k, p)) for k, p in kept]
     added = [(row, of, None, []) for row, of in enumerate(params)]
-    processor.update_state(BatchUpdate(batch_size=3, removed=[], added=added, moved=[]))
-    logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))
+    processor.update_state(BatchUpdate(batch_size=4, removed=[], added=added, moved=[]))
+    logits = torch.randn(4, 200, generator=torch.Generator().manual_seed(0))
 
     def draw(by_us: bool) -> list[list[int]]:
         drawn = []
         for seed in range(20):
             metadata = SamplingMetadata(
-                temperature=torch.full((3,), 0.7),
+                temperature=torch.full((4,), 0.7),
                 all_greedy=False,
                 all_random=True,
-                top_p=None,
-                top_k=None if by_us else torch.tensor([k or 200 for k in kept], dtype=torch.int32),
-                generators={row: torch.Generator().manual_seed(3 * seed + row) for row in range(3)},
+                top_p=None if by_us else torch.tensor([p for _, p in kept]),
+                top_k=None if by_us else torch.tensor([k or 200 for k, _ in kept], dtype=torch.int32),
+                generators={row: torch.Generator().manual_seed(4 * seed + row) for row in range(4)},
                 max_num_logprobs=None,
                 no_penalties=True,
                 prompt_token_ids=None,
-                frequency_penalties=torch.zeros(3),
-                presence_penalties=torch.zeros(3),
-                repetition_penalties=torch.ones(3),
-                output_token_ids=[[], [], []],
+                frequency_penalties=torch.zeros(4),
+                presence_penalties=torch.zeros(4),
+                repetition_penalties=torch.ones(4),
+                output_token_ids=[[], [], [], []],
                 allowed_token_ids_mask=None,
                 bad_words_token_ids={},
                 logitsprocs=LogitsProcessors([processor] if by_us else []),

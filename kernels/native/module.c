@@ -128,6 +128,16 @@ static PyObject *py_mask_below_top_k(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_mask_below_top_p(PyObject *module, PyObject *arguments) {
+    address logits, p, keys, weights;
+    long rows, columns;
+    if (!PyArg_ParseTuple(arguments, "KKKKll", &logits, &p, &keys, &weights, &rows, &columns)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    mask_below_top_p((float *)logits, (const double *)p, (uint32_t *)keys, (float *)weights, rows, columns);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_group_norm_silu(PyObject *module, PyObject *arguments) {
     address x, weight, bias, y;
     long positions, channels, groups;
@@ -174,6 +184,8 @@ static PyMethodDef methods[] = {
      "group_norm_silu(x, weight, bias, y, in_float, positions, channels, groups, epsilon)"},
     {"conv3x3", py_conv3x3, METH_VARARGS, "conv3x3(task)"},
     {"mask_below_top_k", py_mask_below_top_k, METH_VARARGS, "mask_below_top_k(logits, k, scratch, rows, columns)"},
+    {"mask_below_top_p", py_mask_below_top_p, METH_VARARGS,
+     "mask_below_top_p(logits, p, keys, weights, rows, columns)"},
     {"vector_level", py_vector_level, METH_NOARGS, "vector_level() -> the best level without AMX that can run here"},
     {"use_level", py_use_level, METH_VARARGS, "use_level(level)"},
     {"level_in_use", py_level_in_use, METH_NOARGS, "level_in_use() -> level"},

@@ -109,3 +109,4 @@ void conv3x3(const conv3x3_task *task);
 void conv3x3_avx512(const conv3x3_task *task);
 void conv3x3_avx2(const conv3x3_task *task);
 void mask_below_top_k(float *logits, const int64_t *k, uint32_t *scratch, long rows, long columns);
+void mask_below_top_p(float *logits, const double *p, uint32_t *keys, float *weights, long rows, long columns);
