@@ -21,6 +21,7 @@ from panoserve.train.files import Progress
 from panoserve.train.listening import ATTRIBUTES, RowFinder, labels
 from panoserve.train.muon import orthogonalise
 from panoserve.train.npp import patch_logits, patch_loss, patches
+from panoserve.train.precision import training_dtype
 from panoserve.train.preview import draw_panorama, load_transformer
 from panoserve.train.reading import BATCH, caption_batches, learn_to_read
 from panoserve.train.scenes import sample_spec
@@ -98,7 +99,9 @@ def test_a_patch_holds_its_square_in_raster_order() -> None:
     assert patches(grid, side=4, patch=2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
-def test_muon_updates_have_singular_values_near_one() -> None:
+@pytest.mark.parametrize("supported", [True, False])
+def test_muon_updates_have_singular_values_near_one(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalise(torch.randn(24, 60)))
     assert values.min() > 0.5 and values.max() < 1.5
@@ -149,8 +152,13 @@ def _batch(tokenizer: object, captions: list[str], codes: torch.Tensor, stranger
     return Batch(codes, ids, torch.tensor([labels(sample_spec(i)) for i in range(len(ids))]), strangers)
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-def test_transformer_steps_lower_the_loss(tokenizer: object, patch: int) -> None:
+@pytest.mark.parametrize(("patch", "dtype"), [(1, torch.bfloat16), (2, torch.bfloat16), (1, torch.float32)])
+def test_transformer_steps_lower_the_loss(
+    tokenizer: object, patch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the processor has instructions for bfloat16 or not."""
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: dtype == torch.bfloat16)
+    assert training_dtype() == dtype
     trainer = _trainer(tokenizer, steps=25, phases=((1.0, patch, 8),))
     codes = torch.randint(0, 4, (8, 1)).expand(8, 16)
     batch = _batch(tokenizer, ["a red sunset"] * 8, codes)

@@ -20,7 +20,7 @@ from panoserve.models.cleaning import clean_caption
 from panoserve.train.captioner import tokenize
 from panoserve.train.codes import encode_scene
 from panoserve.train.npp import patch_logits, patch_losses
-from panoserve.train.precision import mixed
+from panoserve.train.precision import mixed, training_dtype
 from panoserve.train.render import MARGIN, render_scene
 from panoserve.train.scenes import sample_spec
 from panoserve.train.scenes.spec import SceneSpec
@@ -79,7 +79,7 @@ def likelihoods(trainer: TransformerTrainer, crops: Tensor, captions: list[str],
     columns = []
     for ids in tokenize(trainer.tokenizer, [clean_caption(caption) for caption in captions], MINI.caption_length):
         with mixed():
-            prefix = trainer.model.cls_embedding(trainer.encode(torch.tensor([ids]))).to(torch.bfloat16)
+            prefix = trainer.model.cls_embedding(trainer.encode(torch.tensor([ids]))).to(training_dtype())
         parts = [
             patch_losses(trainer.model, patch_logits(trainer.model, some, prefix.expand(len(some), -1, -1), 1), some, 1)
             for some in crops.split(size)

@@ -30,7 +30,7 @@ from panoserve.train.files import Progress, load_state, save_state
 from panoserve.train.listening import WEIGHT, Listener, RowFinder, labels
 from panoserve.train.muon import Muon
 from panoserve.train.npp import patch_losses, patch_states
-from panoserve.train.precision import mixed
+from panoserve.train.precision import mixed, training_dtype
 from panoserve.train.render import SCENES_A_SHARD
 from panoserve.train.scenes import sample_spec
 from panoserve.train.scenes.captions import caption_of
@@ -184,7 +184,7 @@ class TransformerTrainer:
         dropped[: batch.strangers] = False
         patch = self.recipe.phase(self.step)[0]
         with mixed():
-            prefix = self.prefix(batch.ids, dropped).to(torch.bfloat16)
+            prefix = self.prefix(batch.ids, dropped).to(training_dtype())
         states = patch_states(self.model, batch.codes, prefix, patch)
         own, told = slice(batch.strangers, None), ~dropped
         logits = logits_of(self.model, states[-1][own])
