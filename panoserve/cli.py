@@ -156,6 +156,14 @@ def _batch(commands: Any) -> None:
         help="draw every N-th job, from the I-th, for N machines that share the folder (default: 1/1, all)",
     )
     parser.add_argument(
+        "--engines",
+        type=cli_batch.engines,
+        default=1,
+        metavar="N",
+        help="divide the jobs among N engines, each with cores of its own: on a CPU small models draw more with a core "
+        "each; --kv-cache-gib is each one's (default: 1)",
+    )
+    parser.add_argument(
         "--merge", action="store_true", help="draw nothing: write results.jsonl from what all shards have done"
     )
     add_engine_options(parser, replay=False)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import time
+from typing import Any
 
-from panoserve.batch import Ledger, Report, Settings, draw_batch, plan_batch, shard_of
+from panoserve.batch import Ledger, Report, Settings, Task, draw_batch, plan_batch, shard_of
+from panoserve.batch_engines import cores_of, draw_apart
 from panoserve.cli_draw import quiet_engine, warn
 from panoserve.cli_model import open_folder
 from panoserve.errors import InvalidRequestError, ModelFolderError
@@ -19,6 +22,13 @@ def shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N with I from 1 to N, such as 2/8")
     return int(index), int(count)
+
+
+def engines(text: str) -> int:
+    """A number of engines."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 on")
+    return int(text)
 
 
 def batch(arguments: argparse.Namespace) -> int:
@@ -37,27 +47,62 @@ def batch(arguments: argparse.Namespace) -> int:
     mine = shard_of(jobs, arguments.shard)
     settings = Settings(folder, arguments.context, arguments.dtype)
     tasks, report = plan_batch(mine, settings, ledger, arguments.resume)
+    draw = _draw_here if arguments.engines == 1 else _draw_apart
     if tasks:
-        with quiet_engine(arguments.verbose):
-            from tqdm import tqdm
-
-            from panoserve import Engine
-
-            options = {"dtype": arguments.dtype, "context": arguments.context, "kv_cache_gib": arguments.kv_cache_gib}
-            total = sum(task.codes for task in tasks)
-            with Engine(folder.path, **options) as engine, tqdm(total=total, unit="code", desc="drawing") as bar:
-
-                def advance(codes: int) -> None:
-                    bar.set_postfix(
-                        done=report.done, failed=report.failed, left=len(tasks) - report.done, refresh=False
-                    )
-                    bar.update(codes)
-
-                draw_batch(engine, tasks, ledger, report, advance)
+        draw(arguments, settings, tasks, ledger, report)
     index, count = arguments.shard
     name = "results.jsonl" if count == 1 else f"results-{index}-of-{count}.jsonl"
     found = ledger.results(mine, arguments.output / name)
     return _end(dataclasses.replace(found, done=report.done, resumed=report.resumed, seconds=report.seconds), arguments)
+
+
+def _draw_here(
+    arguments: argparse.Namespace, settings: Settings, tasks: list[Task], ledger: Ledger, report: Report
+) -> None:
+    with quiet_engine(arguments.verbose):
+        from panoserve import Engine
+
+        options = {"dtype": settings.dtype, "context": settings.context, "kv_cache_gib": arguments.kv_cache_gib}
+        with Engine(settings.folder.path, **options) as engine, _bar(tasks) as bar:
+
+            def advance(codes: int) -> None:
+                bar.set_postfix(done=report.done, failed=report.failed, left=len(tasks) - report.done, refresh=False)
+                bar.update(codes)
+
+            draw_batch(engine, tasks, ledger, report, advance)
+
+
+def _draw_apart(
+    arguments: argparse.Namespace, settings: Settings, tasks: list[Task], ledger: Ledger, report: Report
+) -> None:
+    cores = cores_of(arguments.engines)
+    options = [str(arguments.jobs), "--output", str(arguments.output), "--resume", "--model", str(settings.folder.path)]
+    options += ["--context", settings.context, "--dtype", settings.dtype]
+    options += ["--kv-cache-gib", f"{_cache_of_each(arguments, settings):.6f}"]
+    begun = time.perf_counter()
+    with _bar(tasks) as bar:
+        complaints = draw_apart(options, arguments.shard, cores, tasks, ledger, bar.update)
+    report.seconds = time.perf_counter() - begun
+    report.done = sum(ledger.sidecar(task.job.id).exists() for task in tasks)
+    for complaint in complaints:
+        warn(f"an engine did not draw all of its jobs: {complaint}")
+
+
+def _cache_of_each(arguments: argparse.Namespace, settings: Settings) -> float:
+    """GiB: what was asked for is each engine's, what one engine would take by itself is for all of them."""
+    from panoserve.serve.settings import DEFAULT_LANES, DTYPES, GIB, cache_bytes
+
+    if arguments.kv_cache_gib is not None:
+        return float(arguments.kv_cache_gib)
+    config = settings.folder.config
+    streams = 2 if config.unconditional else 1
+    return cache_bytes(config, DTYPES[settings.dtype], streams, DEFAULT_LANES, None) / GIB / arguments.engines
+
+
+def _bar(tasks: list[Task]) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=sum(task.codes for task in tasks), unit="code", desc="drawing")
 
 
 def _end(report: Report, arguments: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
-"""kill -9 at random moments of `panoserve batch`, real engine: every job once, and the pictures of a quiet run.
+"""kill -9 at random moments of `panoserve batch`, real engine: every job once, and the pictures of a quiet run, whose
+jobs are divided among engines, one for each of two cores.
 
 The size of the experiment comes from the environment, so that the long one of docs/benchmarks.md is the same code:
 PANOSERVE_BATCH_JOBS=500 PANOSERVE_BATCH_KILLS=5.
@@ -49,9 +50,9 @@ def mixed_jobs(rng: random.Random) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def started(jobs: Path, model: Path, output: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(jobs: Path, model: Path, output: Path, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A batch that goes on in `output`; whatever of it is left at the end is killed."""
-    process = start(jobs, model, output, log)
+    process = start(jobs, model, output, log, *options)
     try:
         yield process
     finally:
@@ -60,12 +61,12 @@ def started(jobs: Path, model: Path, output: Path, log: Path) -> Iterator[subpro
             process.wait()
 
 
-def start(jobs: Path, model: Path, output: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(jobs: Path, model: Path, output: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "panoserve.cli", "batch", str(jobs), "--model", str(model), "-o", str(output)]
     with log.open("ab") as file:
         return subprocess.Popen(
             # A cache for eight lanes: jobs end one after another, not all within the moment before a kill.
-            [*command, "--resume", "--dtype", "float32", "--kv-cache-gib", "0.0016"],
+            [*command, "--resume", "--dtype", "float32", "--kv-cache-gib", "0.0016", *options],
             stdout=file,
             stderr=file,
             env=ENVIRONMENT,
@@ -106,7 +107,9 @@ def test_killed_batches_lose_and_repeat_nothing(tmp_path: Path) -> None:
     jobs_file.write_text("".join(json.dumps(job) + "\n" for job in jobs))
     model = write_tiny_folder(tmp_path / "model")
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    with started(jobs_file, model, quiet, quiet_log) as quiet_run:  # beside the others: an engine here has one thread
+    engines = f"--engines={min(2, len(os.sched_getaffinity(0)))}"
+    # Beside the others: an engine here has one thread.
+    with started(jobs_file, model, quiet, quiet_log, engines) as quiet_run:
         drawn_at = kill_and_resume(rng, jobs_file, model, killed, log)
         assert quiet_run.wait() == 0, quiet_log.read_text()
 

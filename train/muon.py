@@ -17,7 +17,7 @@ from panoserve.train.workers import rank, sum_together, world
 
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The singular vectors of `matrix` [m, n] with singular values near 1 (quintic Newton-Schulz, in training_dtype)."""
+    """The singular vectors of `matrix` [m, n] with singular values near 1: quintic Newton-Schulz in training_dtype."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).to(training_dtype())
     x = x / (x.norm() + 1e-7)
