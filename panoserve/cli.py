@@ -160,8 +160,8 @@ def _batch(commands: Any) -> None:
         type=cli_batch.engines,
         default=1,
         metavar="N",
-        help="divide the jobs among N engines, each with cores of its own: on a CPU small models draw more with a core "
-        "each; --kv-cache-gib is each one's (default: 1)",
+        help="divide the jobs, by their place in the file, among N engines with cores of their own: on a CPU small "
+        "models draw more with a core each; --kv-cache-gib is each one's (default: 1)",
     )
     parser.add_argument(
         "--merge", action="store_true", help="draw nothing: write results.jsonl from what all shards have done"

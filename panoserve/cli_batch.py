@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 import time
+from functools import partial
 from typing import Any
 
 from panoserve.batch import Ledger, Report, Settings, Task, draw_batch, plan_batch, shard_of
 from panoserve.batch_engines import cores_of, draw_apart
 from panoserve.cli_draw import quiet_engine, warn
 from panoserve.cli_model import open_folder
-from panoserve.errors import InvalidRequestError, ModelFolderError
+from panoserve.errors import EnvironmentProblem, InvalidRequestError, ModelFolderError
 from panoserve.jobs import read_jobs
 
 
@@ -44,12 +45,14 @@ def batch(arguments: argparse.Namespace) -> int:
     folder = open_folder(arguments.model)
     if not folder.has_vq:
         raise ModelFolderError(f"model folder {folder.path} has no vq/, so it cannot make pictures")
+    cores = cores_of(arguments.engines) if arguments.engines > 1 else None
     mine = shard_of(jobs, arguments.shard)
     settings = Settings(folder, arguments.context, arguments.dtype)
     tasks, report = plan_batch(mine, settings, ledger, arguments.resume)
-    draw = _draw_here if arguments.engines == 1 else _draw_apart
-    if tasks:
-        draw(arguments, settings, tasks, ledger, report)
+    if tasks and cores is None:
+        _draw_here(arguments, settings, tasks, ledger, report)
+    elif tasks and cores is not None:
+        _draw_apart(arguments, cores, settings, tasks, ledger, report)
     index, count = arguments.shard
     name = "results.jsonl" if count == 1 else f"results-{index}-of-{count}.jsonl"
     found = ledger.results(mine, arguments.output / name)
@@ -73,30 +76,51 @@ def _draw_here(
 
 
 def _draw_apart(
-    arguments: argparse.Namespace, settings: Settings, tasks: list[Task], ledger: Ledger, report: Report
+    arguments: argparse.Namespace,
+    cores: list[list[int]],
+    settings: Settings,
+    tasks: list[Task],
+    ledger: Ledger,
+    report: Report,
 ) -> None:
-    cores = cores_of(arguments.engines)
-    options = [str(arguments.jobs), "--output", str(arguments.output), "--resume", "--model", str(settings.folder.path)]
-    options += ["--context", settings.context, "--dtype", settings.dtype]
-    options += ["--kv-cache-gib", f"{_cache_of_each(arguments, settings):.6f}"]
+    with quiet_engine(arguments.verbose):
+        cache = _cache_of_each(arguments, settings)
+    options = {"output": arguments.output, "model": settings.folder.path, "context": settings.context}
+    options |= {"dtype": settings.dtype, "kv-cache-gib": cache}
+    flags = [f"--{name}={value}" for name, value in options.items()]
     begun = time.perf_counter()
     with _bar(tasks) as bar:
-        complaints = draw_apart(options, arguments.shard, cores, tasks, ledger, bar.update)
+        complaints = draw_apart(
+            [*flags, "--resume", "--", str(arguments.jobs)],
+            arguments.verbose,
+            arguments.shard,
+            cores,
+            tasks,
+            ledger,
+            bar.update,
+        )
     report.seconds = time.perf_counter() - begun
     report.done = sum(ledger.sidecar(task.job.id).exists() for task in tasks)
-    for complaint in complaints:
-        warn(f"an engine did not draw all of its jobs: {complaint}")
+    for number, complaint in enumerate(complaints, start=1):
+        warn(f"engine {number} of {len(cores)}: {complaint}")
 
 
 def _cache_of_each(arguments: argparse.Namespace, settings: Settings) -> float:
-    """GiB: what was asked for is each engine's, what one engine would take by itself is for all of them."""
-    from panoserve.serve.settings import DEFAULT_LANES, DTYPES, GIB, cache_bytes
+    """GiB: what was asked for is each engine's, what one engine would take by itself is for all of them. Raises
+    EnvironmentProblem or CacheTooSmallError.
+    """
+    from panoserve.serve.settings import DEFAULT_LANES, DTYPES, GIB, cache_bytes, free_memory
 
-    if arguments.kv_cache_gib is not None:
-        return float(arguments.kv_cache_gib)
-    config = settings.folder.config
-    streams = 2 if config.unconditional else 1
-    return cache_bytes(config, DTYPES[settings.dtype], streams, DEFAULT_LANES, None) / GIB / arguments.engines
+    config, count = settings.folder.config, arguments.engines
+    room = partial(cache_bytes, config, DTYPES[settings.dtype], 2 if config.unconditional else 1, DEFAULT_LANES)
+    each = room(None) / count / GIB if arguments.kv_cache_gib is None else float(arguments.kv_cache_gib)
+    room(each)  # is it enough for one lane?
+    if each * count * GIB > (free := free_memory()):
+        raise EnvironmentProblem(
+            f"{count} engines with a KV cache of {each:g} GiB each need {each * count:g} GiB, but only "
+            f"{free / GIB:.1f} GiB of memory are free; ask for fewer engines or a smaller --kv-cache-gib"
+        )
+    return each
 
 
 def _bar(tasks: list[Task]) -> Any:

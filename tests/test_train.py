@@ -20,7 +20,7 @@ from panoserve.train.fast import BAND, causal_states, logits_of
 from panoserve.train.files import Progress
 from panoserve.train.listening import ATTRIBUTES, RowFinder, labels
 from panoserve.train.muon import orthogonalise
-from panoserve.train.npp import patch_logits, patch_loss, patches
+from panoserve.train.npp import patch_logits, patch_loss, patch_states, patches
 from panoserve.train.precision import training_dtype
 from panoserve.train.preview import draw_panorama, load_transformer
 from panoserve.train.reading import BATCH, caption_batches, learn_to_read
@@ -103,8 +103,10 @@ def test_a_patch_holds_its_square_in_raster_order() -> None:
 def test_muon_updates_have_singular_values_near_one(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(24, 60)))
+    made = orthogonalise(torch.randn(24, 60))
+    values = torch.linalg.svdvals(made)
     assert values.min() > 0.5 and values.max() < 1.5
+    assert torch.equal(made, made.bfloat16().float()) == supported
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor() -> None:
@@ -159,12 +161,19 @@ def test_transformer_steps_lower_the_loss(
     """Whether the processor has instructions for bfloat16 or not."""
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: dtype == torch.bfloat16)
     assert training_dtype() == dtype
+    dtypes = set()
+
+    def states(model: ReferenceModel, codes: torch.Tensor, prefix: torch.Tensor, patch: int) -> list[torch.Tensor]:
+        dtypes.add(prefix.dtype)
+        return patch_states(model, codes, prefix, patch)
+
+    monkeypatch.setattr("panoserve.train.transformer.patch_states", states)
     trainer = _trainer(tokenizer, steps=25, phases=((1.0, patch, 8),))
     codes = torch.randint(0, 4, (8, 1)).expand(8, 16)
     batch = _batch(tokenizer, ["a red sunset"] * 8, codes)
     losses = [trainer.train_step(batch)["loss"] for _ in range(25)]
     assert losses[0] == pytest.approx(np.log(32), rel=0.01)  # the output layer starts at zero
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.7 * losses[0] and dtypes == {dtype}
 
 
 def test_a_crop_with_the_caption_of_another_scene_is_for_the_listener_alone(tokenizer: object) -> None:
