@@ -49,10 +49,11 @@ def batch(arguments: argparse.Namespace) -> int:
     mine = shard_of(jobs, arguments.shard)
     settings = Settings(folder, arguments.context, arguments.dtype)
     tasks, report = plan_batch(mine, settings, ledger, arguments.resume)
-    if tasks and cores is None:
-        _draw_here(arguments, settings, tasks, ledger, report)
-    elif tasks and cores is not None:
-        _draw_apart(arguments, cores, settings, tasks, ledger, report)
+    if tasks:
+        if cores is None:
+            _draw_here(arguments, settings, tasks, ledger, report)
+        else:
+            _draw_apart(arguments, cores, settings, tasks, ledger, report)
     index, count = arguments.shard
     name = "results.jsonl" if count == 1 else f"results-{index}-of-{count}.jsonl"
     found = ledger.results(mine, arguments.output / name)

@@ -9,7 +9,6 @@
 #include "arithmetic.h"
 
 #include <math.h>
-#include <string.h>
 
 static inline uint32_t ordered(float value) {
     uint32_t bits = to_bits(value);
