@@ -126,14 +126,21 @@ def draw_gallery(pictures: int, photo: Path) -> tuple[dict[str, Any], Seen]:
 
 
 def shown(steps: list[Steps]) -> str:
-    """The three ratios of all pictures together, each with its interval over pictures."""
+    """The four ratios of all pictures together, each with its interval over pictures."""
 
-    def ratio(of: Callable[[Steps], float]) -> str:
-        estimate = bootstrap(lambda chosen: of(sum((steps[number] for number in chosen), Steps())), len(steps))
-        return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+    ratios: tuple[Callable[[Steps], float], ...] = (
+        lambda all_: all_.ratio,
+        lambda all_: all_.ratio_to_codes,
+        lambda all_: all_.ratio_to_near,
+        lambda all_: all_.ratio_of_colours,
+    )
+    return " | ".join(estimated(steps, of) for of in ratios)
 
-    ratios = (lambda all_: all_.ratio, lambda all_: all_.ratio_to_codes, lambda all_: all_.ratio_to_near)
-    return " | ".join(ratio(of) for of in ratios)
+
+def estimated(steps: list[Steps], of: Callable[[Steps], float]) -> str:
+    """A ratio of all pictures together, with its interval over pictures."""
+    estimate = bootstrap(lambda chosen: of(sum((steps[number] for number in chosen), Steps())), len(steps))
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def page(steps: Seen, pictures: int) -> str:
@@ -146,17 +153,21 @@ def page(steps: Seen, pictures: int) -> str:
         "*seam ratio* is the mean absolute difference of neighbouring pixels across borders between crops, divided by",
         "the same everywhere else in the pictures (1 is invisible), or by the same across other borders between codes,",
         "which are rougher than the inside of a code whoever drew them, or across those of them that are at most",
-        f"{NEAR} codes away, which show the like: skies are smooth, foregrounds are not. Over {pictures} pictures of",
-        "different prompts and seeds, with 95 % intervals over pictures (bootstrap): one whose bands do not fit",
-        f"outweighs many others. bfloat16; {machine['isa']}; commit {machine['commit']}.",
+        f"{NEAR} codes away, which show the like: skies are smooth, foregrounds are not. Decoders smooth what does not",
+        "fit over a code or two, so the last column compares how the mean colours of neighbouring codes differ across",
+        f"borders of crops and across all other borders of codes. Over {pictures} pictures of different prompts and",
+        "seeds, with 95 % intervals over pictures (bootstrap): one whose bands do not fit outweighs many others.",
+        f"bfloat16; {machine['isa']}; commit {machine['commit']}.",
     ]
     for axis, name in ((1, "column to column"), (0, "row to row")):
         lines += [
             "",
-            f"| from {name} | over all else | over borders of codes | over those nearby |",
-            "| --- | --- | --- | --- |",
+            f"| from {name} | over all else | over borders of codes | over those nearby | colours of codes |",
+            "| --- | --- | --- | --- | --- |",
             *(f"| {k.name} | {shown(steps[k.name, axis])} |" for k in KINDS if steps[k.name, axis][0].crops.count),
         ]
+    at_edge = estimated(steps["loop", 1], lambda all_: all_.ratio_at_edge)
+    lines += ["", f"Colours of codes across the edge alone where loops come round: {at_edge}."]
     for kind in KINDS:
         lines += ["", f"## {kind.caption}", "", f"![{kind.caption}]({kind.name}.jpg)"]
         if "prompt" not in kind.fields:

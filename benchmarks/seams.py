@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +35,22 @@ class Steps:
     tokenizer decodes. So a ratio to everything else says how visible borders of crops are, and the ratio to other
     borders of codes says what part of that the crops themselves answer for. `near` are those of `codes` that lie at
     most NEAR codes from a border of crops: like it in what they show, where skies are smooth and foregrounds are not.
+
+    Decoders smooth what does not fit over a code or two, where pixels next to each other hardly tell it. So the mean
+    colours of neighbouring codes are compared, too: `colours` across borders of crops, `edge` those of them where a
+    loop comes round, `even` where no crop ends.
     """
 
     crops: Tally = field(default_factory=Tally)
     codes: Tally = field(default_factory=Tally)
     inside: Tally = field(default_factory=Tally)
     near: Tally = field(default_factory=Tally)
+    colours: Tally = field(default_factory=Tally)
+    edge: Tally = field(default_factory=Tally)
+    even: Tally = field(default_factory=Tally)
 
     def __add__(self, more: Steps) -> Steps:
-        return Steps(self.crops + more.crops, self.codes + more.codes, self.inside + more.inside, self.near + more.near)
+        return Steps(*(getattr(self, part.name) + getattr(more, part.name) for part in fields(self)))
 
     @property
     def ratio(self) -> float:
@@ -59,6 +66,16 @@ class Steps:
     def ratio_to_near(self) -> float:
         """The same over the mean step across other borders of codes nearby."""
         return _ratio(self.crops, self.near)
+
+    @property
+    def ratio_of_colours(self) -> float:
+        """Mean step of codes' colours across borders of crops over that elsewhere; NaN if there is no border."""
+        return _ratio(self.colours, self.even)
+
+    @property
+    def ratio_at_edge(self) -> float:
+        """The same across the edge where a loop comes round; NaN if the picture is none."""
+        return _ratio(self.edge, self.even)
 
 
 def _ratio(part: Tally, rest: Tally) -> float:
@@ -80,19 +97,35 @@ def seam_steps(image: NDArray[np.uint8], plan: Plan, axis: int, loop: bool = Fal
     The axes are counted apart, because landscapes change far more from row to row than from column to column. A loop's
     edges are neighbours on axis 1.
     """
+    around = loop and axis == 1
     owner = drawn_by(plan)
-    scale = image.shape[0] // owner.shape[0]
-    owner = owner.repeat(scale, axis=0).repeat(scale, axis=1)
-    pixels = image.astype(np.int64)
-    step = np.abs(np.roll(pixels, -1, axis) - pixels).mean(-1)
-    crosses = np.roll(owner, -1, axis) != owner
-    if not (loop and axis == 1):
-        step, crosses = step.take(range(step.shape[axis] - 1), axis), crosses.take(range(step.shape[axis] - 1), axis)
+    rows, columns = owner.shape
+    scale = image.shape[0] // rows
+    step, crosses = _neighbours(image.astype(np.int64), owner.repeat(scale, axis=0).repeat(scale, axis=1), axis, around)
     ends = np.arange(step.shape[axis]) % scale == scale - 1  # the last pixel of a code
     ends = np.broadcast_to(ends if axis == 1 else ends[:, None], step.shape)
-    beside = _dilated(crosses, scale, axis, around=loop and axis == 1)
+    beside = _dilated(crosses, scale, axis, around)
     kinds = (crosses, ends & ~crosses, ~ends, ends & ~crosses & beside)
-    return Steps(*(Tally(float(step[at].sum()), int(at.sum())) for at in kinds))
+    means = image.reshape(rows, scale, columns, scale, -1).mean((1, 3))
+    colour, between = _neighbours(means, owner, axis, around)
+    last = np.zeros_like(between)
+    last[:, -1] = around
+    coarse = (between, between & last, ~between)
+    return Steps(*(_tally(step, at) for at in kinds), *(_tally(colour, at) for at in coarse))
+
+
+def _neighbours(
+    values: NDArray, owner: NDArray[np.int64], axis: int, around: bool
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How far every place's values ([H, W, C]) are from the next one's, and whether another crop drew that one."""
+    step = np.abs(np.roll(values, -1, axis) - values).mean(-1)
+    crosses = np.roll(owner, -1, axis) != owner
+    inner = range(step.shape[axis] - (not around))
+    return step.take(inner, axis), crosses.take(inner, axis)
+
+
+def _tally(step: NDArray[np.float64], at: NDArray[np.bool_]) -> Tally:
+    return Tally(float(step[at].sum()), int(at.sum()))
 
 
 def _dilated(mask: NDArray[np.bool_], scale: int, axis: int, around: bool) -> NDArray[np.bool_]:

@@ -77,6 +77,24 @@ def test_a_loop_has_a_border_more() -> None:
     assert closed.ratio > 3 > open_steps.ratio
 
 
+def test_colours_of_codes_tell_what_a_decoder_has_smoothed() -> None:
+    """Two crops of unlike colours, passed over within a code to either side of their border."""
+    ramp = np.interp(np.arange(8 * 12), [24, 40], [40, 140])
+    image = (ramp[None, :, None] + np.random.default_rng(0).normal(0, 9, (32, 96, 3))).astype(np.uint8)
+    steps = seam_steps(image, plan(columns=12), 1)
+    assert steps.ratio < 1.2 < 2 < steps.ratio_of_colours
+    assert steps.colours.count == 4 * 3 and steps.even.count == 4 * 8
+    assert steps.edge.count == 0 and np.isnan(steps.ratio_at_edge)
+
+
+def test_a_loop_s_edge_is_seen_by_itself() -> None:
+    image = noise(4, 12) // 16
+    image[:, :8] += 100  # a code
+    steps = seam_steps(image, plan(columns=12, loop=True), 1, loop=True)
+    assert steps.edge.count == 4 and 95 < steps.edge.mean < 105
+    assert steps.ratio_at_edge > 3 * steps.ratio_of_colours > 3
+
+
 def test_rough_borders_of_codes_are_told_from_borders_of_crops() -> None:
     """Codes of noise: every border of codes is rough, those of crops no more than others."""
     image = noise(4, 40)[::8, ::8].repeat(8, axis=0).repeat(8, axis=1)
