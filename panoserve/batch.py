@@ -156,10 +156,21 @@ class Ledger:
         return counts
 
 
-def shard_of(jobs: Sequence[Job | BadJob], shard: tuple[int, int]) -> list[Job | BadJob]:
-    """The jobs of shard i of n (1 <= i <= n): every n-th one."""
+def shard_of(jobs: Sequence[Job | BadJob], shard: tuple[int, int], crop: int) -> list[Job | BadJob]:
+    """The jobs of shard i of n (1 <= i <= n), in the order of the file: every n-th one by size, so that shards are
+    about as long as each other. crop: pixels of a side that a request leaves out.
+    """
+
+    def size(job: Job | BadJob) -> int:
+        if isinstance(job, BadJob):
+            return 0
+        sides = (job.request.width, job.request.height)
+        width, height = (crop if side is None else side for side in sides)
+        return width * height if isinstance(width, int) and isinstance(height, int) else 0  # not checked yet
+
     index, count = shard
-    return list(jobs[index - 1 :: count])
+    largest_first = sorted(range(len(jobs)), key=lambda place: -size(jobs[place]))
+    return [jobs[place] for place in sorted(largest_first[index - 1 :: count])]
 
 
 def plan_batch(

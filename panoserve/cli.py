@@ -153,14 +153,15 @@ def _batch(commands: Any) -> None:
         type=cli_batch.shard,
         default=(1, 1),
         metavar="I/N",
-        help="draw every N-th job, from the I-th, for N machines that share the folder (default: 1/1, all)",
+        help="draw the I-th of N shares of the jobs, which are about as long as each other, for N machines that share "
+        "the folder (default: 1/1, all)",
     )
     parser.add_argument(
         "--engines",
         type=cli_batch.engines,
         default=1,
         metavar="N",
-        help="divide the jobs, by their place in the file, among N engines with cores of their own: on a CPU small "
+        help="divide the jobs, by size, among N engines with cores of their own: on a CPU small "
         "models draw more with a core each; --kv-cache-gib is each one's (default: 1)",
     )
     parser.add_argument(

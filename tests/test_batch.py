@@ -141,7 +141,7 @@ def test_a_full_folder_needs_resume_and_other_requests_another_folder(settings: 
 
 def test_shards_divide_the_jobs_and_merge(settings: Settings, tmp_path: Path) -> None:
     jobs, out = jobs_of(7), tmp_path / "out"
-    shards = [shard_of(jobs, (index, 3)) for index in (1, 2, 3)]
+    shards = [shard_of(jobs, (index, 3), 32) for index in (1, 2, 3)]
     assert sorted(job.number for shard in shards for job in shard) == list(range(1, 8))
     run(StandIn(), shards[0], settings, out)
     run(StandIn(), shards[1], settings, out)
@@ -149,6 +149,18 @@ def test_shards_divide_the_jobs_and_merge(settings: Settings, tmp_path: Path) ->
     assert (found.resumed, found.missing, found.complete) == (5, 2, False)
     run(StandIn(), shards[2], settings, out)
     assert Ledger(out).results(jobs, out / "results.jsonl").complete
+
+
+def test_shards_are_about_as_long_as_each_other() -> None:
+    """Jobs that are wide, narrow, wide, ... by their place in the file; one is wrong, and one's width is no number."""
+    sizes: list[Any] = [640, None, 320, 32, 640, 32, 320, None, "wide"]
+    jobs: list[Job | BadJob] = [
+        Job(number, f"job.{number}", PanoramaRequest(width=width, height=32), None)
+        for number, width in enumerate(sizes, start=1)
+    ]
+    jobs.append(BadJob(10, "job.10", "no request"))
+    shards = [shard_of(jobs, (index, 2), 32) for index in (1, 2)]
+    assert [[job.number for job in shard] for shard in shards] == [[1, 2, 3, 6, 9], [4, 5, 7, 8, 10]]
 
 
 def test_a_picture_that_cannot_be_written_fails_its_job_only(settings: Settings, tmp_path: Path) -> None:

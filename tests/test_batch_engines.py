@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,13 +19,16 @@ from panoserve.batch_engines import cores_of, draw_apart, parts_of
 from panoserve.cli import main
 from panoserve.errors import InvalidRequestError
 from panoserve.jobs import Job
+from panoserve.serve.request import PanoramaRequest
 
 
 def test_the_parts_of_a_shard_are_its_jobs() -> None:
-    jobs: list[Any] = list(range(50))
+    rng = random.Random(0)
+    jobs = [Job(n, str(n), PanoramaRequest(width=rng.choice((None, 32, 64, 320))), None) for n in range(50)]
     for shard in ((1, 1), (2, 3), (3, 3)):
-        parts = [shard_of(jobs, part) for part in parts_of(shard, 4)]
-        assert sorted(chain.from_iterable(parts)) == shard_of(jobs, shard)
+        parts = [shard_of(jobs, part, 32) for part in parts_of(shard, 4)]
+        drawn = sorted(chain.from_iterable(parts), key=lambda job: job.number)
+        assert drawn == shard_of(jobs, shard, 32)
 
 
 def test_cores_are_divided_without_a_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
