@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from panoserve.cli_draw import record_of
 from panoserve.cli_files import fingerprint_model, write_atomically
 from panoserve.cli_record import DrawRecord, write_png
+from panoserve.configs.model import ModelConfig
 from panoserve.errors import InvalidRequestError, PanoserveError
 from panoserve.jobs import BadJob, Job
 
@@ -156,20 +157,21 @@ class Ledger:
         return counts
 
 
-def shard_of(jobs: Sequence[Job | BadJob], shard: tuple[int, int], crop: int) -> list[Job | BadJob]:
-    """The jobs of shard i of n (1 <= i <= n), in the order of the file: every n-th one by size, so that shards are
-    about as long as each other. crop: pixels of a side that a request leaves out.
+def shard_of(jobs: Sequence[Job | BadJob], shard: tuple[int, int], config: ModelConfig) -> list[Job | BadJob]:
+    """The jobs of shard i of n (1 <= i <= n), in the order of the file: every n-th one by its codes, so that shards are
+    about as long as each other.
     """
 
-    def size(job: Job | BadJob) -> int:
-        if isinstance(job, BadJob):
-            return 0
-        sides = (job.request.width, job.request.height)
-        width, height = (crop if side is None else side for side in sides)
-        return width * height if isinstance(width, int) and isinstance(height, int) else 0  # not checked yet
+    def codes(job: Job | BadJob) -> int:
+        try:
+            canvas = None if isinstance(job, BadJob) else job.request.resolve(config).canvas(config)
+        except InvalidRequestError:  # for plan_batch to say
+            canvas = None
+        return canvas.rows * canvas.columns if canvas else 0
 
     index, count = shard
-    largest_first = sorted(range(len(jobs)), key=lambda place: -size(jobs[place]))
+    sizes = [codes(job) for job in jobs]
+    largest_first = sorted(range(len(jobs)), key=lambda place: -sizes[place])
     return [jobs[place] for place in sorted(largest_first[index - 1 :: count])]
 
 

@@ -46,7 +46,7 @@ def batch(arguments: argparse.Namespace) -> int:
     if not folder.has_vq:
         raise ModelFolderError(f"model folder {folder.path} has no vq/, so it cannot make pictures")
     cores = cores_of(arguments.engines) if arguments.engines > 1 else None
-    mine = shard_of(jobs, arguments.shard, folder.config.grid.crop_pixels)
+    mine = shard_of(jobs, arguments.shard, folder.config)
     settings = Settings(folder, arguments.context, arguments.dtype)
     tasks, report = plan_batch(mine, settings, ledger, arguments.resume)
     if tasks:

@@ -141,7 +141,7 @@ def test_a_full_folder_needs_resume_and_other_requests_another_folder(settings: 
 
 def test_shards_divide_the_jobs_and_merge(settings: Settings, tmp_path: Path) -> None:
     jobs, out = jobs_of(7), tmp_path / "out"
-    shards = [shard_of(jobs, (index, 3), 32) for index in (1, 2, 3)]
+    shards = [shard_of(jobs, (index, 3), settings.folder.config) for index in (1, 2, 3)]
     assert sorted(job.number for shard in shards for job in shard) == list(range(1, 8))
     run(StandIn(), shards[0], settings, out)
     run(StandIn(), shards[1], settings, out)
@@ -151,16 +151,20 @@ def test_shards_divide_the_jobs_and_merge(settings: Settings, tmp_path: Path) ->
     assert Ledger(out).results(jobs, out / "results.jsonl").complete
 
 
-def test_shards_are_about_as_long_as_each_other() -> None:
-    """Jobs that are wide, narrow, wide, ... by their place in the file; one is wrong, and one's width is no number."""
-    sizes: list[Any] = [640, None, 320, 32, 640, 32, 320, None, "wide"]
+def test_shards_are_about_as_long_as_each_other(settings: Settings) -> None:
+    """Jobs that are wide, narrow, wide, ... by their place in the file; one takes the model's own width, one is wrong,
+    and one's width is no number.
+    """
+    sizes: list[Any] = [640, 32, 320, 40, 640, 40, 320, None, "wide"]
     jobs: list[Job | BadJob] = [
-        Job(number, f"job.{number}", PanoramaRequest(width=width, height=32), None)
+        Job(number, f"job.{number}", PanoramaRequest(label=1, width=width, height=32), None)
         for number, width in enumerate(sizes, start=1)
     ]
     jobs.append(BadJob(10, "job.10", "no request"))
-    shards = [shard_of(jobs, (index, 2), 32) for index in (1, 2)]
-    assert [[job.number for job in shard] for shard in shards] == [[1, 2, 3, 6, 9], [4, 5, 7, 8, 10]]
+    own = PanoramaRequest(label=1).resolve(settings.folder.config).width
+    assert own is not None and 40 < own < 320
+    shards = [shard_of(jobs, (index, 2), settings.folder.config) for index in (1, 2)]
+    assert [[job.number for job in shard] for shard in shards] == [[1, 3, 6, 8, 9], [2, 4, 5, 7, 10]]
 
 
 def test_a_picture_that_cannot_be_written_fails_its_job_only(settings: Settings, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from panoserve import batch_engines
 from panoserve.batch import Ledger, Task, shard_of
 from panoserve.batch_engines import cores_of, draw_apart, parts_of
 from panoserve.cli import main
+from panoserve.configs.model import ModelConfig
 from panoserve.errors import InvalidRequestError
 from panoserve.jobs import Job
 from panoserve.serve.request import PanoramaRequest
@@ -24,11 +25,12 @@ from panoserve.serve.request import PanoramaRequest
 
 def test_the_parts_of_a_shard_are_its_jobs() -> None:
     rng = random.Random(0)
-    jobs = [Job(n, str(n), PanoramaRequest(width=rng.choice((None, 32, 64, 320))), None) for n in range(50)]
+    config = ModelConfig.preset("B", grid_side=4, downsample=8, condition="class", num_classes=10)
+    jobs = [Job(n, str(n), PanoramaRequest(label=1, width=rng.choice((None, 32, 64, 320))), None) for n in range(50)]
     for shard in ((1, 1), (2, 3), (3, 3)):
-        parts = [shard_of(jobs, part, 32) for part in parts_of(shard, 4)]
+        parts = [shard_of(jobs, part, config) for part in parts_of(shard, 4)]
         drawn = sorted(chain.from_iterable(parts), key=lambda job: job.number)
-        assert drawn == shard_of(jobs, shard, 32)
+        assert drawn == shard_of(jobs, shard, config)
 
 
 def test_cores_are_divided_without_a_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
