@@ -129,15 +129,17 @@ class _EngineBase(ABC):
     def decode(self, codes: torch.Tensor, loop: bool = False, scenes: bool = False) -> Image:
         """The picture of a canvas of codes [H, W].
 
-        loop: its right edge is decoded to meet the left one. scenes: it shows several, and is decoded in windows.
+        loop: its right edge is decoded to meet the left one (vq/loops.py). scenes: it shows several, and is decoded in
+        windows.
         """
         from panoserve.vq.endless import decode_windows
         from panoserve.vq.images import to_pil
+        from panoserve.vq.loops import decode_loop
         from panoserve.vq.tiled import decode_tiled
 
         if scenes and not loop:
             return to_pil(decode_windows(self.vq, codes, self.config.grid_side))
-        return to_pil(decode_tiled(self.vq, codes[None], around=loop)[0])
+        return to_pil((decode_loop if loop else decode_tiled)(self.vq, codes[None])[0])
 
     def picture(self, panorama: Panorama) -> Image:
         """The picture of what was drawn; one that is smaller than a crop is cut out of the crop's picture."""

@@ -29,7 +29,9 @@ from panoserve.serve.http.settings import HttpSettings
 from panoserve.serve.http.store import PictureStore
 from panoserve.serve.work import UNPAINTED, Round
 from panoserve.vq.images import to_pil
+from panoserve.vq.loops import decode_loop
 from panoserve.vq.model import VQModel
+from panoserve.vq.tiled import decode_tiled
 
 
 class Clock:
@@ -159,7 +161,7 @@ def test_a_png_is_the_decoded_canvas() -> None:
 
 def test_a_loop_is_decoded_with_its_edges_joined() -> None:
     image = Image.open(io.BytesIO(draw("png", TINY_CONFIG.grid.side, loop=True)))
-    assert image.tobytes() == to_pil(filled_vq(TINY_VQ).decode(canvas()[None], True)[0]).tobytes()
+    assert image.tobytes() == to_pil(decode_loop(filled_vq(TINY_VQ), canvas()[None])[0]).tobytes()
     assert image.tobytes() != to_pil(filled_vq(TINY_VQ).decode(canvas()[None])[0]).tobytes()
 
 
@@ -222,13 +224,17 @@ def test_pictures_of_one_kind_that_wait_are_decoded_as_one_batch(monkeypatch: py
     """As on a GPU, where as many go together as fit into the memory; each is the picture that it is alone."""
     monkeypatch.setattr(decoding, "decodes_at_once", lambda *_: 3)
     batches: list[int] = []
-    decode_tiled = decoding.decode_tiled
 
-    def counted(vq: VQModel, codes: torch.Tensor, **options: Any) -> torch.Tensor:
-        batches.append(len(codes))
-        return decode_tiled(vq, codes, **options)
+    def counted(decode: Any) -> Any:
+        def run(vq: VQModel, codes: torch.Tensor, **options: Any) -> torch.Tensor:
+            batches.append(len(codes))
+            pictures: torch.Tensor = decode(vq, codes, **options)
+            return pictures
 
-    monkeypatch.setattr(decoding, "decode_tiled", counted)
+        return run
+
+    monkeypatch.setattr(decoding, "decode_tiled", counted(decode_tiled))
+    monkeypatch.setattr(decoding, "decode_loop", counted(decode_loop))
     crop = TINY_CONFIG.grid.crop_pixels
     plain, loop = ({"prompt": "a", "size": (2 * crop, crop), **more} for more in ({}, {"loop": True}))
     jobs = [image_job(body, TINY_CONFIG, "reuse") for body in [plain] * 5 + [loop, plain]]
@@ -257,7 +263,7 @@ def test_pictures_of_one_kind_that_wait_are_decoded_as_one_batch(monkeypatch: py
     kept = [(job, codes) for index, (job, codes) in enumerate(zip(jobs, canvases, strict=True)) if index != 1]
     for file, (job, codes) in zip(made, kept, strict=True):
         assert isinstance(file, bytes)
-        alone = np.asarray(to_pil(vq.decode(codes[None], job.works[0].request.loop)[0]))
+        alone = np.asarray(to_pil((decode_loop if job.works[0].request.loop else decode_tiled)(vq, codes[None])[0]))
         together = np.asarray(Image.open(io.BytesIO(file)))
         assert np.abs(together.astype(int) - alone).max() <= 1
 

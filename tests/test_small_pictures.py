@@ -16,6 +16,7 @@ from panoserve.serve.engine import AsyncEngine
 from panoserve.serve.request import PanoramaStats
 from panoserve.vq.endless import decode_windows
 from panoserve.vq.images import to_pil
+from panoserve.vq.loops import decode_loop
 
 SIDE, SCALE = TINY_CONFIG.grid_side, TINY_CONFIG.downsample
 STATS = PanoramaStats(steps=1, drawn=1, forward_tokens=1, copied_slots=0, lanes=1, seconds=1.0)
@@ -65,7 +66,8 @@ def test_a_panorama_of_several_prompts_is_decoded_in_windows() -> None:
         codes = canvas_of(request)
         image = engine.picture(Panorama(request, codes, None, STATS, truncated=False))
         windows = to_pil(decode_windows(filled_vq(TINY_VQ), codes, SIDE))
-        whole = to_pil(filled_vq(TINY_VQ).decode(codes[None], loop)[0])
+        vq = filled_vq(TINY_VQ)
+        whole = to_pil((decode_loop(vq, codes[None]) if loop else vq.decode(codes[None]))[0])
         assert image.tobytes() == (whole if loop else windows).tobytes() and whole.tobytes() != windows.tobytes()
 
 

@@ -12,6 +12,7 @@ import torch
 from panoserve.serve.work import UNPAINTED, Pixels
 from panoserve.vq.endless import decode_windows
 from panoserve.vq.images import to_pil
+from panoserve.vq.loops import decode_loop
 from panoserve.vq.tiled import decode_tiled, decodes_at_once
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class CanvasDecoder:
             return torch.empty(len(codes), 3, 0, kind.columns * self._vq.config.downsample)
         if kind.scenes:
             return decode_windows(self._vq, codes[0], self._model.grid_side, self._memory)[None]
-        return decode_tiled(self._vq, codes, memory=self._memory, around=kind.around)
+        return (decode_loop if kind.around else decode_tiled)(self._vq, codes, memory=self._memory)
 
     def _painted(self, request: PanoramaRequest, picture: torch.Tensor) -> Pixels:
         canvas, frame, step = request.canvas(self._model), request.frame(self._model), self._vq.config.downsample
