@@ -60,7 +60,7 @@ def test_every_row_has_its_own_change() -> None:
     assert steepest(after[..., : HEIGHT // 2 - STEP // 2, :]) < 0.45 * steepest(before)
 
 
-def test_loops_are_widened_each_for_itself_and_small_ones_left_alone() -> None:
+def test_loops_are_spread_each_for_itself_and_small_ones_left_alone() -> None:
     torch.manual_seed(0)
     both = torch.rand(2, 3, HEIGHT, 7 * STEP)
     apart = [both[i : i + 1].clone() for i in range(2)]

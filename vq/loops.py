@@ -16,7 +16,7 @@ from torch.nn import functional
 from panoserve.vq.model import VQModel
 from panoserve.vq.tiled import DEFAULT_MEMORY, decode_tiled
 
-# Codes from the edge. Chosen on 48 loops of the embedded model, by looking at them (docs/log.md).
+# Codes from the edge. Chosen on 48 loops of the embedded model, by figures and by looking (docs/log.md).
 NEAR, FAR = 1, 2  # where colours left and right of the edge are compared, each over one code's width
 ABRUPT = 1.25  # how far the decoder spreads a change from one code to the next
 REACH = 9  # how far it is spread in its place
@@ -37,9 +37,9 @@ def spread_abrupt(pictures: Tensor, step: int) -> None:
     No row's mean colour changes, and nothing farther than REACH codes from the edge.
     """
     width = pictures.shape[3]
-    reach, abrupt = min(REACH * step, width // 2), ABRUPT * step
     if width < (2 * FAR + 1) * step:
-        return  # nothing to compare with: the places lie beyond each other
+        return  # too narrow to compare: what lies left of the edge would lie right of it, too
+    reach, abrupt = min(REACH * step, width // 2), ABRUPT * step
     far = _difference(pictures, FAR, step)
     near = _difference(pictures, NEAR, step)
     sudden = (near - far * (NEAR / FAR)) / (1 - NEAR / FAR)  # what is left of `near` without a gradual change
