@@ -15,7 +15,8 @@ class Level(IntEnum):
     NONE = 0
     AVX2 = 1  # x86-64-v3
     AVX512 = 2  # x86-64-v4
-    AMX = 3  # tiles, and AVX-512 with bfloat16
+    AVX512_BF16 = 3  # and products of pairs of bfloat16
+    AMX = 4  # and tiles
 
 
 @cache

@@ -3,7 +3,8 @@
 oneDNN, which vLLM uses, reads packed weights at about 60 % of the memory bandwidth when x has the 10 rows of one
 panorama's lanes, because x's rows are far apart and the weights are not fetched ahead; and where a processor has no
 instructions for bfloat16 it is slower still than in float32 (figures in docs/log.md). The kernels in
-native/packed_linear.c (AMX) and native/packed_linear_vectors.h (AVX-512, AVX2) read weights nearly at full bandwidth.
+native/packed_linear.c (AMX) and native/packed_linear_vectors.h (AVX-512 with and without bfloat16, AVX2) read weights
+nearly at full bandwidth.
 `packable` says whether a weight can have them. Everything else stays with vLLM's own linear layers.
 
 `packed_linear_reference` is the specification.

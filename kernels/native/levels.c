@@ -9,6 +9,7 @@ int level_in_use(void) { return level; }
 
 void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K) {
     if (level == LEVEL_AMX) packed_linear_amx(x, w, y, (bf16 *)scratch, M, N, K);
+    else if (level == LEVEL_AVX512_BF16) packed_linear_avx512_bf16(x, w, y, scratch, M, N, K);
     else if (level == LEVEL_AVX512) packed_linear_avx512(x, w, y, scratch, M, N, K);
     else if (level == LEVEL_AVX2) packed_linear_avx2(x, w, y, scratch, M, N, K);
 }

@@ -13,7 +13,7 @@ typedef uint16_t bf16;
 #define CONV3X3_GROUP 16
 
 /* Instructions: ../native.py's Level. */
-enum { LEVEL_NONE, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX };
+enum { LEVEL_NONE, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AVX512_BF16, LEVEL_AMX };
 
 /* How keys and values lie in a block: ../kv_layout.py's "amx" and "vec", in bfloat16, and "vec" in FP8 (e4m3). */
 enum { LAYOUT_AMX, LAYOUT_VEC, LAYOUT_VEC_FP8 };
@@ -41,7 +41,7 @@ static inline long longest_of(const paged_lanes *lanes) {
 
 /* Whether this compiler and platform have the instructions of AMX and of AVX-512's bfloat16. */
 extern const int amx_built;
-/* The best of LEVEL_NONE, _AVX2 and _AVX512 that the processor has. */
+/* The best level below LEVEL_AMX that the processor has. */
 int vector_level(void);
 /* Have the functions below run at a level; not while one of them runs. */
 void use_level(int level);
@@ -50,8 +50,9 @@ int level_in_use(void);
 /* scratch: room for M * K floats. */
 void packed_linear(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K);
 void packed_linear_amx(const bf16 *x, const bf16 *w, bf16 *y, bf16 *xs, long M, long N, long K);
-void packed_linear_avx512(const bf16 *x, const bf16 *w, bf16 *y, float *xs, long M, long N, long K);
-void packed_linear_avx2(const bf16 *x, const bf16 *w, bf16 *y, float *xs, long M, long N, long K);
+void packed_linear_avx512_bf16(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K);
+void packed_linear_avx512(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K);
+void packed_linear_avx2(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K);
 void rope_split(const bf16 *qkv, const float *rope, bf16 *q, bf16 *k, bf16 *v, long tokens, long streams, long heads,
                 long head_dim, long rotated);
 void silu_and_mul(const bf16 *x, bf16 *y, long rows, long columns);

@@ -1,17 +1,25 @@
 /* y = x W^T in bfloat16 for few rows of x, on processors without AMX. Included by vectors.c.
  *
- * The weights are in the order of packed_linear.c: a line of 64 bytes holds two inputs of 16 outputs. It becomes
- * vectors of float32, which each of up to MOST_ROWS rows of x multiplies; their sums stay in registers. x is converted
- * beforehand and stored as the loop reads it: [groups of rows][K][rows of the group].
+ * The weights are in the order of packed_linear.c: a line of 64 bytes holds two inputs of 16 outputs, which each of up
+ * to MOST_ROWS rows of x multiplies; their sums stay in registers. Where the processor multiplies pairs of bfloat16
+ * (PAIRS), it takes the line as it is; elsewhere the line becomes vectors of float32. x is stored beforehand as the loop
+ * reads it, in numbers that are such a pair or a float: [groups of rows][numbers of a row][rows of the group].
  */
 
 #define PARTS (TILE / WIDE)
+#ifdef PAIRS
+#define number uint32_t
+#define INPUTS 2 /* in a number */
+#else
+#define number float
+#define INPUTS 1
+#endif
 #define GROUPS (PANEL / MOST_ROWS) /* of rows, between two passes over the weights */
 
 static __thread float NAME(sums)[GROUPS * MOST_ROWS * SPAN * TILE] __attribute__((aligned(64)));
 
 /* Adds `lines` lines of weights times `rows` rows of x to their sums [rows][TILE]. */
-INLINE void NAME(multiply_rows)(const float *x, const bf16 *w, long lines, float *sums, int first, int fetch,
+INLINE void NAME(multiply_rows)(const number *x, const bf16 *w, long lines, float *sums, int first, int fetch,
                                 const int rows) {
     floats sum[MOST_ROWS][PARTS];
 #pragma GCC unroll 24
@@ -19,8 +27,14 @@ INLINE void NAME(multiply_rows)(const float *x, const bf16 *w, long lines, float
 #pragma GCC unroll 2
         for (int part = 0; part < PARTS; part++)
             sum[row][part] = first ? (floats){0} : *(floats *)(sums + row * TILE + part * WIDE);
-    for (long line = 0; line < lines; line++, w += 2 * TILE, x += 2 * rows) {
+    for (long line = 0; line < lines; line++, w += 2 * TILE, x += 2 / INPUTS * rows) {
         if (fetch) __builtin_prefetch((const char *)w + AHEAD);
+#ifdef PAIRS
+        words weights = *(const words *)w;
+#pragma GCC unroll 24
+        for (int row = 0; row < rows; row++) /* the intrinsic takes x into registers first, of which there are too few */
+            __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum[row][0]) : "v"(weights), "m"(x[row]));
+#else
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; odd++) {
             floats weights[PARTS];
@@ -34,6 +48,7 @@ INLINE void NAME(multiply_rows)(const float *x, const bf16 *w, long lines, float
 #pragma GCC unroll 2
                 for (int part = 0; part < PARTS; part++) sum[row][part] += weights[part] * x[odd * rows + row];
         }
+#endif
     }
 #pragma GCC unroll 24
     for (int row = 0; row < rows; row++)
@@ -44,7 +59,7 @@ INLINE void NAME(multiply_rows)(const float *x, const bf16 *w, long lines, float
 #define ROWS(n) \
     case n: NAME(multiply_rows)(x, w, lines, sums, first, fetch, n); return;
 
-KERNEL static void NAME(multiply)(const float *x, const bf16 *w, long lines, float *sums, int first, int fetch,
+KERNEL static void NAME(multiply)(const number *x, const bf16 *w, long lines, float *sums, int first, int fetch,
                                   long rows) {
     switch (rows) {
         ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
@@ -57,7 +72,7 @@ KERNEL static void NAME(multiply)(const float *x, const bf16 *w, long lines, flo
 #undef ROWS
 
 /* One thread's column tiles [low, high) for the rows [start, stop), in groups of `each`. */
-KERNEL static void NAME(panel_columns)(const float *xs, const bf16 *w, bf16 *y, long N, long K, long start, long stop,
+KERNEL static void NAME(panel_columns)(const number *xs, const bf16 *w, bf16 *y, long N, long K, long start, long stop,
                                        long each, long low, long high) {
     long tiles = N / TILE, steps = K / DEPTH;
     for (long span = low; span < high; span += SPAN) {
@@ -66,7 +81,7 @@ KERNEL static void NAME(panel_columns)(const float *xs, const bf16 *w, bf16 *y, 
             long depth = steps - chunk < CHUNK ? steps - chunk : CHUNK;
             for (long row = start, group = 0; row < stop; row += each, group++) {
                 long rows = stop - row < each ? stop - row : each;
-                const float *x = xs + row * K + chunk * DEPTH * rows;
+                const number *x = xs + (row * K + chunk * DEPTH * rows) / INPUTS;
                 for (long tile = span; tile < last; tile++) {
                     const bf16 *block = w + (chunk * tiles + tile * depth) * TILE * DEPTH;
                     float *sums = NAME(sums) + (group * SPAN + tile - span) * MOST_ROWS * TILE;
@@ -82,7 +97,8 @@ KERNEL static void NAME(panel_columns)(const float *xs, const bf16 *w, bf16 *y, 
     }
 }
 
-KERNEL void NAME(packed_linear)(const bf16 *x, const bf16 *w, bf16 *y, float *xs, long M, long N, long K) {
+KERNEL void NAME(packed_linear)(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K) {
+    number *xs = (number *)scratch;
     long tiles = N / TILE, groups = (M + MOST_ROWS - 1) / MOST_ROWS, each = groups ? (M + groups - 1) / groups : 1;
 #pragma omp parallel
     {
@@ -92,9 +108,15 @@ KERNEL void NAME(packed_linear)(const bf16 *x, const bf16 *w, bf16 *y, float *xs
             for (long row = 0; row < M; row += each) {
                 long rows = M - row < each ? M - row : each;
                 for (long r = 0; r < rows; r++)
-                    for (int i = 0; i < TILE; i++) {
-                        uint32_t bits = (uint32_t)x[(row + r) * K + k + i] << 16;
-                        memcpy(xs + row * K + (k + i) * rows + r, &bits, sizeof bits);
+                    for (int i = 0; i < TILE; i += INPUTS) {
+                        const bf16 *from = x + (row + r) * K + k + i;
+#ifdef PAIRS
+                        uint32_t bits;
+                        memcpy(&bits, from, sizeof bits);
+#else
+                        uint32_t bits = (uint32_t)*from << 16;
+#endif
+                        memcpy(xs + (row * K + (k + i) * rows) / INPUTS + r, &bits, sizeof bits);
                     }
             }
         for (long start = 0; start < M; start += GROUPS * each) {
@@ -106,3 +128,5 @@ KERNEL void NAME(packed_linear)(const bf16 *x, const bf16 *w, bf16 *y, float *xs
 }
 #undef GROUPS
 #undef PARTS
+#undef number
+#undef INPUTS

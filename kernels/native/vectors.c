@@ -1,5 +1,6 @@
 /* The matrix product and the attention of a decode step for processors without AMX, and the convolution of a VQ decoder,
- * with the vector instructions that they have: x86-64-v4 (AVX-512) or x86-64-v3 (AVX2). The arithmetic is float32.
+ * with the vector instructions that they have: x86-64-v4 (AVX-512) or x86-64-v3 (AVX2). The arithmetic is float32, but
+ * for products with AVX-512's instruction for pairs of bfloat16, whose sums are float32.
  */
 #include "native.h"
 
@@ -37,6 +38,15 @@
 #include "conv3x3_vectors.h"
 #undef NAME
 #undef KERNEL
+
+#define NAME(name) name##_avx512_bf16
+#define KERNEL __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
+#define PAIRS
+#include "vectors.h"
+#include "packed_linear_vectors.h"
+#undef NAME
+#undef KERNEL
+#undef PAIRS
 #undef WIDE
 #undef MOST_ROWS
 #undef CHAINS
@@ -54,13 +64,14 @@
 int vector_level(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
-        return LEVEL_AVX512;
+        return __builtin_cpu_supports("avx512bf16") ? LEVEL_AVX512_BF16 : LEVEL_AVX512;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? LEVEL_AVX2 : LEVEL_NONE;
 }
 #else
 int vector_level(void) { return LEVEL_NONE; }
+void packed_linear_avx512_bf16(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K) {}
 #define EMPTY(level)                                                                                            \
-    void packed_linear_##level(const bf16 *x, const bf16 *w, bf16 *y, float *xs, long M, long N, long K) {}      \
+    void packed_linear_##level(const bf16 *x, const bf16 *w, bf16 *y, float *scratch, long M, long N, long K) {} \
     void decode_attention_##level(const bf16 *query, const paged_cache *cache, bf16 *out, const paged_lanes *lanes, \
                                   float scale) {}                                                        \
     void conv3x3_##level(const conv3x3_task *task) {}
