@@ -20,8 +20,7 @@ def describe() -> dict[str, str | int | float]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability()
-        + (" bf16" if torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported() else "")
-        + (" amx" if torch.cpu._is_amx_tile_supported() else ""),
+        + (" amx" if torch.cpu._is_amx_tile_supported() else " bf16" if torch.cpu._is_avx512_bf16_supported() else ""),
         "memory_gib": round(int((_proc("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) / 2**20, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
