@@ -1,6 +1,7 @@
 """What a client tells the engine about a request, inside vLLM's `SamplingParams.extra_args`.
 
-Two keys: PANORAMA_KEY on the one request a client submits, GUIDANCE_KEY on the lanes that the scheduler makes of it.
+PANORAMA_KEY is on the one request a client submits, GUIDANCE_KEY and perhaps BRIDGE_KEY on the lanes that the scheduler
+makes of it.
 Plain values only, since they cross process borders.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 PANORAMA_KEY = "panoserve_panorama"
 GUIDANCE_KEY = "panoserve_guidance"
+BRIDGE_KEY = "panoserve_bridge"
 STATS_KEY = "panoserve_stats"  # in RequestOutput.kv_transfer_params of a finished panorama
 
 
@@ -53,3 +55,22 @@ def guidance_args(scale: float, interval: int, first_code: int, top_k: int, top_
     `top_p`: what models/guidance.py masks, 0 and 1 if nothing or if vLLM does it.
     """
     return {GUIDANCE_KEY: [scale, interval, first_code, top_k, top_p]}
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The given code that a turn's draws meet in their row, and what codes around it look like (models/bridge.py)."""
+
+    target: int  # the given code right of the last draw
+    length: int  # how many of the last draws are in its row
+    draws: int  # of the turn
+    neighbours: list[int]  # left, right, left, right ...: neighbouring codes of this row and the ones above; not empty
+
+    def to_extra_args(self) -> dict[str, Any]:
+        return {BRIDGE_KEY: asdict(self)}
+
+    @classmethod
+    def from_extra_args(cls, extra_args: dict[str, Any]) -> Bridge | None:
+        """That of a lane's turn, or None if it has none."""
+        values = extra_args.get(BRIDGE_KEY)
+        return None if values is None else cls(**values)

@@ -1,14 +1,16 @@
-"""Per-request guidance scales, and the top-k and top-p masks, for the rows of a vLLM batch.
+"""Per-request guidance scales, bridges to given codes, and the top-k and top-p masks, for the rows of a vLLM batch.
 
 vLLM calls `update_state` of a logits processor before every forward pass, after it has arranged the batch, so a
 processor knows which request each row of logits belongs to (design.md 3). Ours keeps the table of scales that the
-model's compute_logits mixes the two streams with; and where kernels/truncation.py is faster than vLLM's own masks, it
-applies the top-k and the top-p that the lane was given in place of vLLM's.
+model's compute_logits mixes the two streams with; it leads draws to a code that is given behind them (bridge.py); and
+where kernels/truncation.py is faster than vLLM's own masks, it applies the top-k and the top-p that the lane was given
+in place of vLLM's. Greedy draws (temperature 0) take the guided model's most probable code and see nothing of the rest.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from vllm import SamplingParams
@@ -16,8 +18,9 @@ from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from panoserve.configs.wire import GUIDANCE_KEY
+from panoserve.configs.wire import GUIDANCE_KEY, Bridge
 from panoserve.kernels.truncation import mask_below_top_k, mask_below_top_p
+from panoserve.models.bridge import Codebook, Pull
 
 UNGUIDED = 1.0
 
@@ -32,6 +35,7 @@ class RowGuidance:
     top_k: int  # 0 keeps every code, or leaves it to vLLM
     top_p: float  # 1 likewise
     drawn: list[int]
+    pull: Pull | None  # to a code that is given behind what is drawn
 
     @property
     def current(self) -> float:
@@ -80,17 +84,20 @@ class GuidanceProcessor(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         _tables.pop(id(vllm_config), None)  # a new engine may reuse the id of a dead one's config
         self.table = guidance_table(vllm_config, device)
+        self.codebook = Codebook.of(Path(vllm_config.model_config.model), device)
         self.rows: dict[int, RowGuidance] = {}
         self.top_k: torch.Tensor | None = None  # int64 [rows up to the last of ours]
         self.top_p: torch.Tensor | None = None  # float64, likewise
 
-    @staticmethod
-    def _new_row(params: SamplingParams, _prompt: list[int] | None, drawn: list[int]) -> RowGuidance | None:
-        values = (params.extra_args or {}).get(GUIDANCE_KEY)
+    def _new_row(self, params: SamplingParams, _prompt: list[int] | None, drawn: list[int]) -> RowGuidance | None:
+        extra_args = params.extra_args or {}
+        values = extra_args.get(GUIDANCE_KEY)
         if values is None:
             return None
         scale, interval, first_code, top_k, top_p = values
-        return RowGuidance(scale, interval, first_code, top_k, top_p, drawn)
+        bridge = Bridge.from_extra_args(extra_args)
+        pull = self.codebook.pull(bridge) if self.codebook and bridge and params.temperature > 0 else None
+        return RowGuidance(scale, interval, first_code, top_k, top_p, drawn, pull)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         changed = process_dict_updates(self.rows, batch_update, self._new_row)
@@ -105,7 +112,10 @@ class GuidanceProcessor(LogitsProcessor):
             self.top_p = torch.tensor(top_p, dtype=torch.float64) if any(p < 1 for p in top_p) else None
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [R, V] divided by the temperature, masked in place."""
+        """Logits [R, V] divided by the temperature, led to what is given and masked, in place."""
+        for index, row in self.rows.items():
+            if row.pull is not None:
+                row.pull.apply(logits[index], len(row.drawn))
         if self.top_k is not None:
             masked = logits[: len(self.top_k)]
             mask_below_top_k(masked, self.top_k[: len(masked)])

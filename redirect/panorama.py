@@ -102,6 +102,9 @@ class PanoramaState:
             top_k, top_p, params.top_k, params.top_p = max(params.top_k, 0), params.top_p, 0, 1.0
         guidance = (self.args.guidance, self.args.guidance_interval, drawn_from)
         params.extra_args = guidance_args(*guidance, top_k, top_p)
+        bridge = self.progress.bridge(lane)
+        if bridge is not None:
+            params.extra_args |= bridge.to_extra_args()
         prompt = lane.lane.prompt
         return Request(
             request_id=lane_id(self.id, lane.lane.index),

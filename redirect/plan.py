@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,6 +127,17 @@ class Plan:
             if isinstance(segment, Draw):
                 for index in range(segment.start, segment.start + segment.length):
                     yield self.cell(lane, index)
+
+    def ahead(self, turn: Turn, later: Iterable[Turn]) -> range:
+        """Grid indices of the codes that are given right of a turn's draws, up to the end of their row.
+
+        Empty if one of the `later` turns of the lane draws there: what is given between two holes is left alone.
+        """
+        side = self.grid.side
+        end = turn.draw.start + turn.draw.length if turn.draw else 0
+        row_end = -(-end // side) * side
+        draws_next = next((other.draw.start for other in later if other.draw), row_end)
+        return range(end if draws_next >= row_end else row_end, row_end)
 
     def blank(self) -> Codes:
         """A canvas on which what the lanes draw is UNKNOWN; what they are given beforehand stands as code 0."""

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+from panoserve.configs.wire import Bridge
 from panoserve.redirect.plan import UNKNOWN, Codes, Lane, Plan, Turn, copy_parents, turns_of
+
+BRIDGE_ROWS = 2  # twice as many changed nothing
 
 
 @dataclass(slots=True)
@@ -18,6 +22,7 @@ class LaneProgress:
     lane: Lane
     turns: list[Turn]
     given_cells: list[list[tuple[int, int]]]  # of every turn: the canvas cells of its given codes
+    ahead: list[range]  # of every turn: Plan.ahead
     turn: int = 0  # the next turn, or the one under way
     running: bool = False
     samples: int = 0  # returned so far in the turn under way
@@ -49,7 +54,8 @@ class Progress:
         for lane in plan.lanes:
             turns = list(turns_of(lane))
             cells = [[plan.cell(lane, index) for index in turn.given] for turn in turns]
-            self.lanes.append(LaneProgress(lane, turns, cells))
+            ahead = [plan.ahead(turn, turns[number + 1 :]) for number, turn in enumerate(turns)]
+            self.lanes.append(LaneProgress(lane, turns, cells, ahead))
         for lane in plan.lanes:
             for parent in copy_parents(lane):
                 self.lanes[parent].children.add(lane.index)
@@ -84,7 +90,32 @@ class Progress:
         cells = lane.cells
         if cells and self.codes[cells[-1][0]][cells[-1][1]] == UNKNOWN:  # usually the last to become known
             return False
+        if any(self.code(lane.lane, index) == UNKNOWN for index in lane.ahead[lane.turn]):
+            return False
         return UNKNOWN not in self.given(lane)
+
+    def bridge(self, lane: LaneProgress) -> Bridge | None:
+        """Where the draws of a lane's next turn lead to, if codes are given right of them.
+
+        Neighbours are those of BRIDGE_ROWS rows of the window above, and of what is given in the draws' own row: all
+        known when a turn can start, so that a bridge does not depend on what else is drawn at the time.
+        """
+        ahead, draw = lane.ahead[lane.turn], lane.current.draw
+        if draw is None or not ahead:
+            return None
+        side = self.plan.grid.side
+        row = ahead[0] // side
+        first = max(draw.start, row * side)  # of the draws in that row
+        above = range(max(0, row - BRIDGE_ROWS), draw.start // side)  # not what the same turn draws
+        runs = [range(line * side, (line + 1) * side) for line in above]
+        runs += [range(row * side, first), ahead]
+        neighbours = []
+        for run in runs:
+            codes = [self.code(lane.lane, index) for index in run]
+            neighbours += [code for pair in pairwise(codes) for code in pair]
+        if not neighbours:
+            return None
+        return Bridge(self.code(lane.lane, ahead[0]), ahead[0] - first, draw.length, neighbours)
 
     def start(self, lane: LaneProgress) -> Turn:
         """Mark a lane's next turn as under way."""

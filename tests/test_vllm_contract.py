@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,7 +119,13 @@ def test_embedded_inputs_are_as_wide_as_projection_dim_says() -> None:
     assert set(theirs) == set(ours)
 
 
-def test_guidance_rows_follow_the_batch() -> None:
+def config_of(folder: Path) -> Any:
+    """What a logits processor reads of a VllmConfig, for four rows."""
+    scheduler, model = type("S", (), {"max_num_seqs": 4})(), type("M", (), {"model": str(folder)})()
+    return type("C", (), {"scheduler_config": scheduler, "model_config": model})()
+
+
+def test_guidance_rows_follow_the_batch(tmp_path: Path) -> None:
     """Rows are added, moved and removed as vLLM says; an interval ends where it should."""
     import torch
     from vllm import SamplingParams
@@ -127,8 +134,8 @@ def test_guidance_rows_follow_the_batch() -> None:
     from panoserve.configs.wire import guidance_args
     from panoserve.models.guidance import GuidanceProcessor
 
-    config = type("C", (), {"scheduler_config": type("S", (), {"max_num_seqs": 4})()})()
-    processor = GuidanceProcessor(config, torch.device("cpu"), False)  # type: ignore[arg-type]
+    config = config_of(tmp_path)
+    processor = GuidanceProcessor(config, torch.device("cpu"), False)
     drawn: list[int] = []
 
     def params(scale: float, interval: int, first: int) -> SamplingParams:
@@ -151,7 +158,7 @@ def test_guidance_rows_follow_the_batch() -> None:
     assert processor.table.scales[:, 0].tolist() == [1.0] * 4
 
 
-def test_our_top_k_draws_what_vllms_does() -> None:
+def test_our_top_k_draws_what_vllms_does(tmp_path: Path) -> None:
     """The sampler applies an argmax-invariant processor after the temperature, where its own top-k would come."""
     import torch
     from vllm import SamplingParams
@@ -165,8 +172,8 @@ def test_our_top_k_draws_what_vllms_does() -> None:
 
     if not truncation.available(torch.device("cpu")):
         pytest.skip("needs a C compiler at installation")
-    config = type("C", (), {"scheduler_config": type("S", (), {"max_num_seqs": 4})()})()
-    processor = GuidanceProcessor(config, torch.device("cpu"), False)  # type: ignore[arg-type]
+    config = config_of(tmp_path)
+    processor = GuidanceProcessor(config, torch.device("cpu"), False)
     kept = [(0, 1.0), (5, 1.0), (40, 0.8), (0, 0.6)]
     params = [SamplingParams(extra_args=guidance_args(1.0, -1, 0, k, p)) for k, p in kept]
     added = [(row, of, None, []) for row, of in enumerate(params)]
