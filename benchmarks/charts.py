@@ -73,10 +73,12 @@ def svg(chart: Chart) -> str:
             axes.set_xticks(sorted({x for line in chart.lines for x in line.x}))
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         else:
-            left = [0.0] * len(chart.rows)
+            places = range(len(chart.rows))  # by names, equal ones would lie over each other
+            left = [0.0] * len(places)
             for name, values in chart.parts.items():
-                axes.barh(chart.rows, values, left=left, label=name)
+                axes.barh(places, values, left=left, label=name)
                 left = [start + value for start, value in zip(left, values, strict=True)]
+            axes.set_yticks(places, chart.rows)
             axes.invert_yaxis()
         figure.legend(loc="outside lower center", fontsize=7)  # a place within is searched for, which can take long
         buffer = io.StringIO()

@@ -207,13 +207,17 @@ def breakdown(results: list[Result]) -> Block:
     found = list(_broken_down(newest(results)))
     if not found:
         return Block("")
-    rows = tuple(  # shorter names than in the table, which is in the same order: the bars need the room
-        f"{result['workload']['model_shape']}, {result['machine']['isa']}: {case['panoramas']} x {case['columns']}"
-        for result, case in found
-    )
+    rows = tuple(bar_of(result, case) for result, case in found)
     parts = {part: tuple(case["breakdown_ms"][part] for _, case in found) for part in PARTS}
     chart = BarChart("What a step spends", "ms", rows, parts)
     return _with_chart(breakdown_table(newest(results)), "benchmarks-breakdown", chart)
+
+
+def bar_of(result: Result, case: Case) -> str:
+    """A shorter name than in the table, which is in the same order: the bars need the room."""
+    workload = result["workload"]
+    cache = "" if workload["kv_cache_dtype"] == "auto" else f", {workload['kv_cache_dtype']} cache"
+    return f"{workload['model_shape']}, {result['machine']['isa']}{cache}: {case['panoramas']} x {case['columns']}"
 
 
 def _with_chart(text: str, name: str, chart: Chart) -> Block:

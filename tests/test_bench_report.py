@@ -11,7 +11,7 @@ import pytest
 
 from panoserve import cli
 from panoserve.benchmarks import startup, throughput_report
-from panoserve.benchmarks.charts import Line, LineChart, svg
+from panoserve.benchmarks.charts import BarChart, Line, LineChart, svg
 from panoserve.benchmarks.report import markers, render_page, sections, structure
 from panoserve.benchmarks.results import append_result, latest, read_results
 from panoserve.benchmarks.throughput_report import PARTS
@@ -101,6 +101,17 @@ def test_equal_charts_are_equal_files() -> None:
     chart = LineChart("title", "x", "y", (Line("a", (1.0, 2.0), (3.0, 4.0), ((2.5, 3.5), (3.0, 5.0))),))
     assert svg(chart) == svg(chart)
     assert "title</text>" in svg(chart)
+
+
+def test_bars_of_one_name_are_two_bars() -> None:
+    assert svg(BarChart("title", "ms", ("name", "name"), {"part": (1.0, 2.0)})).count("name</text>") == 2
+
+
+def test_bars_tell_caches_apart() -> None:
+    chart = throughput_report.breakdown([made_up(), made_up(kv_cache_dtype="fp8")]).charts["benchmarks-breakdown"]
+    assert isinstance(chart, BarChart)
+    plain, small = chart.rows[0], chart.rows[len(chart.rows) // 2]
+    assert small == plain.replace(":", ", fp8 cache:")
 
 
 def test_results_are_appended_and_read_oldest_first(tmp_path: Path) -> None:
