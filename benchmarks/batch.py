@@ -1,10 +1,10 @@
-"""What pictures cost beside codes: `panoserve batch` against the engine that draws the same codes and no more.
+"""What pictures and files cost beside codes: `panoserve batch` against the engine that draws the same and no more.
 
     python -m panoserve.benchmarks.batch --model DIR --jobs 48 --repeat 3
 
-Both ways, in turns, on one engine: *raw* draws the requests and throws the codes away, *batch* also decodes every
-picture and writes it with its sidecar (panoserve/batch.py). Prompts are spread over the prompt set. The last line of
-output is one JSON object.
+Three ways, in turns, on one engine: *raw* draws the requests and throws the codes away, *pictures* also decodes every
+one as it is finished, as `Engine.generate` does, and *batch* writes them with their sidecars besides
+(panoserve/batch.py). Prompts are spread over the prompt set. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -30,24 +31,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """One repeat: codes per second without and with pictures, and what the host stole meanwhile (machine.py)."""
+class Round:
+    """One repeat: codes per second in all three ways, and what the host stole meanwhile (machine.py)."""
 
     raw: float
+    pictures: float
     batch: float
-    stolen: tuple[float, float]
+    stolen: tuple[float, ...]
 
 
-def draw_raw(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
+def draw_raw(engine: Engine, requests: Sequence[PanoramaRequest], decode: bool = False) -> float:
     """Draw and drop; seconds."""
     begun = perf_counter()
     for _, result in engine.draw(requests):
         if isinstance(result, Exception):
             raise result
+        if decode:
+            engine.picture(result)
     return perf_counter() - begun
 
 
-def draw_pictures(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
+def draw_files(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
     """The same as a batch with files; seconds from the first request to the last file."""
     from panoserve.batch import Ledger, Settings, draw_batch, plan_batch
     from panoserve.jobs import Job
@@ -76,7 +80,7 @@ def measure(options: argparse.Namespace) -> Result:
     from panoserve.serve.engine import Engine
     from panoserve.serve.request import PanoramaRequest
 
-    pairs: list[Pair] = []
+    rounds: list[Round] = []
     with Engine(options.model) as engine:
         width, height = options.size or (3 * engine.config.grid.crop_pixels, engine.config.grid.crop_pixels)
         requests = [
@@ -84,14 +88,18 @@ def measure(options: argparse.Namespace) -> Result:
             for seed, subject in enumerate(subjects(engine.config, options.jobs))
         ]
         codes = sum(canvas.rows * canvas.columns for canvas in (request.canvas(engine.config) for request in requests))
-        draw_pictures(engine, requests[:2])  # loads the decoder, and what a first drawing sets up
+        draw_files(engine, requests[:2])  # loads the decoder, and what a first drawing sets up
         for _ in range(options.repeat):
-            (raw, raw_stolen), (batch, batch_stolen) = (
-                timed(draw, engine, requests) for draw in (draw_raw, draw_pictures)
+            ways = (draw_raw, partial(draw_raw, decode=True), draw_files)
+            seconds, stolen = zip(*(timed(draw, engine, requests) for draw in ways), strict=True)
+            raw, pictures, batch = (codes / taken for taken in seconds)
+            rounds.append(Round(raw, pictures, batch, stolen))
+            shares = ", ".join(f"{share:.0%}" for share in stolen)
+            print(
+                f"raw {raw:.1f} codes/s, pictures {pictures:.1f}, batch {batch:.1f}; stolen {shares}",
+                file=sys.stderr,
+                flush=True,
             )
-            pairs.append(Pair(codes / raw, codes / batch, (raw_stolen, batch_stolen)))
-            rates = f"raw {pairs[-1].raw:.1f} codes/s, batch {pairs[-1].batch:.1f}"
-            print(f"{rates}; stolen {raw_stolen:.0%}, {batch_stolen:.0%}", file=sys.stderr, flush=True)
     return {
         "benchmark": "batch",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -100,23 +108,23 @@ def measure(options: argparse.Namespace) -> Result:
         "workload": {
             "model": options.model.name, "size": f"{width}x{height}", "jobs": options.jobs, "repeat": options.repeat
         },
-        "raw": [round(pair.raw, 1) for pair in pairs],
-        "batch": [round(pair.batch, 1) for pair in pairs],
-        "stolen": [pair.stolen for pair in pairs],
+        **{way: [round(getattr(each, way), 1) for each in rounds] for way in ("raw", "pictures", "batch")},
+        "stolen": [each.stolen for each in rounds],
     }  # fmt: skip
 
 
 def table(result: Result) -> str:
     """The result for people (Markdown); the ratio is the median of the repeats' own."""
     workload = result["workload"]
-    ratio = statistics.median(batch / raw for raw, batch in zip(result["raw"], result["batch"], strict=True))
     shares = [share for pair in result.get("stolen", ()) for share in pair]
     what = f"model {workload['model']}, {workload['jobs']} jobs, {workload['size']}"
     head = f"Workload: {what}; load {result['load']}{stolen_by_host(shares)}  "
-    rows = [
-        ["codes alone", f"{statistics.median(result['raw']):,.1f}", ", ".join(map(str, result["raw"])), "1"],
-        ["batch", f"{statistics.median(result['batch']):,.1f}", ", ".join(map(str, result["batch"])), f"{ratio:.2f}"],
-    ]
+    rows = []
+    for name, way in (("codes alone", "raw"), ("decoded", "pictures"), ("batch", "batch")):
+        if way in result:  # earlier runs did not draw all three
+            ratio = statistics.median(rate / raw for raw, rate in zip(result["raw"], result[way], strict=True))
+            rates = result[way]
+            rows.append([name, f"{statistics.median(rates):,.1f}", ", ".join(map(str, rates)), f"{ratio:.2f}"])
     return f"{head}\n{measured_on(result)}\n\n{markdown(['way', 'codes/s', 'every run', 'ratio'], rows)}"
 
 
