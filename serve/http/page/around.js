@@ -69,7 +69,10 @@ export async function openAround(box, picture) {
   } finally {
     URL.revokeObjectURL(url);
   }
-  const reset = () => { view.setHfov(WIDEST, false); view.setYaw(0, false); view.setPitch(0, false); };
+  const reset = () => {
+    view.stopMovement(); // what is left of a drag would turn it away again
+    view.setHfov(WIDEST, false); view.setYaw(0, false); view.setPitch(0, false);
+  };
   // Where the box gets flatter Pannellum narrows the view, so that nothing but picture is seen, and never widens it again:
   // after each change of size, ask anew for the width that was last chosen, which is one that came at an unchanged size.
   const size = () => { const { width, height } = view.getRenderer().getCanvas(); return `${width}x${height}`; };
