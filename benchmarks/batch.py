@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,19 +28,11 @@ if TYPE_CHECKING:
     from panoserve.serve.engine import Engine
     from panoserve.serve.request import PanoramaRequest
 
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One repeat: codes per second in all three ways, and what the host stole meanwhile (machine.py)."""
-
-    raw: float
-    pictures: float
-    batch: float
-    stolen: tuple[float, ...]
+    Way = Callable[[Engine, Sequence[PanoramaRequest]], float]
 
 
 def draw_raw(engine: Engine, requests: Sequence[PanoramaRequest], decode: bool = False) -> float:
-    """Draw and drop; seconds."""
+    """Draw, decode if asked to, and drop; seconds."""
     begun = perf_counter()
     for _, result in engine.draw(requests):
         if isinstance(result, Exception):
@@ -67,9 +58,7 @@ def draw_files(engine: Engine, requests: Sequence[PanoramaRequest]) -> float:
         return done.seconds
 
 
-def timed(
-    draw: Callable[[Engine, Sequence[PanoramaRequest]], float], engine: Engine, requests: Sequence[PanoramaRequest]
-) -> tuple[float, float]:
+def timed(draw: Way, engine: Engine, requests: Sequence[PanoramaRequest]) -> tuple[float, float]:
     """Seconds of one way of drawing, and the share of processor time stolen meanwhile."""
     stolen = StolenTime()
     return draw(engine, requests), stolen.share()
@@ -80,7 +69,9 @@ def measure(options: argparse.Namespace) -> Result:
     from panoserve.serve.engine import Engine
     from panoserve.serve.request import PanoramaRequest
 
-    rounds: list[Round] = []
+    ways: dict[str, Way] = {"raw": draw_raw, "pictures": partial(draw_raw, decode=True), "batch": draw_files}
+    rates: dict[str, list[float]] = {name: [] for name in ways}  # codes a second, of every repeat
+    stolen: list[list[float]] = []  # of every repeat, way by way
     with Engine(options.model) as engine:
         width, height = options.size or (3 * engine.config.grid.crop_pixels, engine.config.grid.crop_pixels)
         requests = [
@@ -90,16 +81,12 @@ def measure(options: argparse.Namespace) -> Result:
         codes = sum(canvas.rows * canvas.columns for canvas in (request.canvas(engine.config) for request in requests))
         draw_files(engine, requests[:2])  # loads the decoder, and what a first drawing sets up
         for _ in range(options.repeat):
-            ways = (draw_raw, partial(draw_raw, decode=True), draw_files)
-            seconds, stolen = zip(*(timed(draw, engine, requests) for draw in ways), strict=True)
-            raw, pictures, batch = (codes / taken for taken in seconds)
-            rounds.append(Round(raw, pictures, batch, stolen))
-            shares = ", ".join(f"{share:.0%}" for share in stolen)
-            print(
-                f"raw {raw:.1f} codes/s, pictures {pictures:.1f}, batch {batch:.1f}; stolen {shares}",
-                file=sys.stderr,
-                flush=True,
-            )
+            stolen.append([])
+            for name, draw in ways.items():
+                seconds, share = timed(draw, engine, requests)
+                rates[name].append(round(codes / seconds, 1))
+                stolen[-1].append(share)
+                print(f"{name} {rates[name][-1]} codes/s, stolen {share:.0%}", file=sys.stderr, flush=True)
     return {
         "benchmark": "batch",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,8 +95,8 @@ def measure(options: argparse.Namespace) -> Result:
         "workload": {
             "model": options.model.name, "size": f"{width}x{height}", "jobs": options.jobs, "repeat": options.repeat
         },
-        **{way: [round(getattr(each, way), 1) for each in rounds] for way in ("raw", "pictures", "batch")},
-        "stolen": [each.stolen for each in rounds],
+        **rates,
+        "stolen": stolen,
     }  # fmt: skip
 
 

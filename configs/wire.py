@@ -1,8 +1,7 @@
 """What a client tells the engine about a request, inside vLLM's `SamplingParams.extra_args`.
 
 PANORAMA_KEY is on the one request a client submits, GUIDANCE_KEY and perhaps BRIDGE_KEY on the lanes that the scheduler
-makes of it.
-Plain values only, since they cross process borders.
+makes of it. Plain values only, since they cross process borders.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from panoserve.configs.wire import Bridge
 
 STRENGTH = 4.0  # 1 would be the walk's own likelihood
 FADING = 1.5  # the power of the distance to the given code that its pull falls with; 1 would be the walk's
+CODES_AT_ONCE = 1024  # whose distances to all others are held at a time
 
 
 @dataclass(slots=True)
@@ -44,9 +45,9 @@ class Codebook:
     def __init__(self, entries: Tensor) -> None:
         """entries: [V, code_dim], V at least 2."""
         self.entries = functional.normalize(entries.float(), dim=-1)
-        closeness = self.entries @ self.entries.T
-        closeness.fill_diagonal_(-1)
-        self.finest = float((2 - 2 * closeness.max(1).values).median())  # squared distance to the next code
+        chunks = self.entries.split(CODES_AT_ONCE)
+        second = torch.cat([(chunk @ self.entries.T).topk(2).values[:, 1] for chunk in chunks])  # the first is itself
+        self.finest = float((2 - 2 * second).median())  # squared distance to the next code
 
     @classmethod
     def of(cls, folder: Path, device: torch.device) -> Codebook | None:

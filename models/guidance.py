@@ -125,4 +125,4 @@ class GuidanceProcessor(LogitsProcessor):
         return logits
 
     def is_argmax_invariant(self) -> bool:
-        return True
+        return True  # so that vLLM calls `apply` for sampled draws only, and behind the temperature

@@ -100,10 +100,10 @@ def test_a_pull_is_the_distance_over_the_step_nearby() -> None:
         pull.apply(logits, drawn)
         assert not logits.any()
     alike = codebook.pull(Bridge(target=0, length=1, draws=1, neighbours=[1, 1]))
-    torch.testing.assert_close(alike.penalties[1], torch.tensor(STRENGTH / 2)), "no step is taken for finer than codes"
+    torch.testing.assert_close(alike.penalties[1], torch.tensor(STRENGTH / 2))  # no step counts as finer than codes
 
 
-def test_the_engine_draws_with_it(tmp_path: Path) -> None:
+def test_logits_of_sampled_lanes_are_lowered(tmp_path: Path) -> None:
     """The sampler's logits of a lane with a bridge are lowered, those of its neighbours and greedy ones are not."""
     set_environment()
     vllm = pytest.importorskip("vllm")
