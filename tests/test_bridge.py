@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from golden_models import random_model, write_folder
 from hypothesis import given, settings
+from safetensors.torch import save_file
 from test_layout import plans
 from tiny_folder import TINY_CONFIG, write_tiny_folder
 
+from panoserve import Engine, PanoramaRequest
 from panoserve.configs.grid import Canvas, Grid
 from panoserve.configs.wire import Bridge, guidance_args
 from panoserve.models.bridge import FADING, STRENGTH, Codebook
@@ -18,6 +21,7 @@ from panoserve.redirect.layout import canvas_plan
 from panoserve.redirect.plan import CONTEXTS, UNKNOWN, Codes, Context, Plan
 from panoserve.redirect.progress import Progress
 from panoserve.serve.settings import set_environment
+from panoserve.vq.io import WEIGHTS_NAME
 
 
 def bridges(plan: Plan, codes: Codes | None = None) -> list[tuple[int, int, Bridge | None]]:
@@ -134,3 +138,23 @@ def test_logits_of_sampled_lanes_are_lowered(tmp_path: Path) -> None:
     torch.testing.assert_close(lowered(folder), expected)
     (folder / "vq" / "model.safetensors").unlink()
     assert not lowered(folder).any(), "nobody can look at codes without a tokenizer"
+
+
+@pytest.mark.engine
+def test_the_engine_leads_its_draws(tmp_path: Path) -> None:
+    """All codes but code 0 lie close together, opposite to it: where 0 is given on the right, nothing else is drawn."""
+    folder = write_folder(random_model(TINY_CONFIG), tmp_path)
+    angles = torch.arange(TINY_CONFIG.vocab_size) * 1e-3
+    angles[0] += torch.pi
+    (folder / "vq").mkdir()
+    save_file({"quantize.embedding.weight": torch.stack([angles.cos(), angles.sin()], 1)}, folder / "vq" / WEIGHTS_NAME)
+    side, columns, drawn = TINY_CONFIG.grid_side, 2 * TINY_CONFIG.grid_side, 4
+    codes = torch.zeros(side, columns, dtype=torch.int64)
+    codes[:, columns - drawn :] = UNKNOWN
+    base: dict[str, Any] = {"features": torch.ones(2, TINY_CONFIG.caption_dim), "given": codes, "stride": 6, "seed": 1}
+    subjects = [(context, loop) for context in CONTEXTS for loop in (True, False)]
+    requests = [PanoramaRequest(**base, context=context, loop=loop) for context, loop in subjects]
+    with Engine(folder, dtype="float32", max_lanes=8) as engine:
+        results = engine.generate(requests, decode=False, progress=False)
+    for (_, loop), result in zip(subjects, results, strict=True):
+        assert bool(result.codes.any()) != loop
